@@ -1,0 +1,1 @@
+"""Content-addressed files, atomic writes, and where they live. Imports nothing of the house but its errors."""
