@@ -1,0 +1,169 @@
+"""The recipe: one YAML file from data to gates. Every field has a real default, a unit and an owner.
+
+Strict on purpose: a key that nobody reads is an error with the nearest name (`recipe.load` reports all of them
+at once). Attribute docstrings are the reference documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Paths = str | list[str]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Dedup(Section):
+    exact: bool = True
+    """Drop training rows that equal an earlier one after folding case, punctuation and white space."""
+    near: Share | None = 0.8
+    """Jaccard similarity of word 3-shingles from which two rows count as near-duplicates; null: do not look."""
+
+
+class Split(Section):
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of rows held out when the recipe names no test file."""
+    by: Literal["random", "source"] = "random"
+    """`source` keeps all rows of one file on one side."""
+
+
+class Style(Section):
+    """How a directory of .txt chapters becomes chat rows."""
+
+    chunk_words: Annotated[int, Field(ge=20)] = 220
+    """Target length of one passage, in words. Passages end at paragraph borders."""
+    system: str | None = None
+    """System prompt of every row; null derives one from the measured style of the training chapters."""
+
+
+class Data(Section):
+    train: Paths
+    """File, glob, directory of .txt chapters, or a list of them, relative to the recipe."""
+    test: Paths | dict[str, Paths] | None = None
+    """Held-out data. A mapping names several test sets; the first is the one the target gate reads."""
+    split: Split = Split()
+    """Used when `test` is null."""
+    format: Literal["auto", "openai", "prompt_completion", "alpaca", "sharegpt"] = "auto"
+    """Of JSON rows; .txt files are always chapters."""
+    dedup: Dedup = Dedup()
+    evals: list[str] = []
+    """More files that must never be trained on; rows that leak into them are found like test leaks."""
+    max_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Longest row, in tokens, after the chat template."""
+    on_overflow: Literal["error", "drop"] = "error"
+    """What to do with a longer row. Nothing is ever cut silently."""
+    template: str | None = None
+    """Path of a Jinja chat template; null uses the base's own."""
+    style: Style = Style()
+
+
+class Method(Section):
+    type: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Above 0 trains on the plain path."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class Objective(Section):
+    type: Literal["sft"] = "sft"
+
+
+class Checkpoint(Section):
+    every_steps: Annotated[int, Field(ge=1)] = 50
+    keep: Annotated[int, Field(ge=1)] = 3
+
+
+class Train(Section):
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """Total passes over the data, also after --resume."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop, and end the schedule, after this many steps even when epochs are left."""
+    tokens_per_step: Annotated[int, Field(ge=1)] = 4096
+    """Real tokens (no padding) that one optimizer step sees, at most, unless a single row is longer."""
+    tokens_per_pack: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in one forward pass; null: tokens_per_step. Smaller saves memory, the result is the same."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2.0e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are scaled down to this L2 norm when theirs is larger."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    engine: Literal["auto", "fast", "plain"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the frozen base and the activations; adapters are always float32. auto: measured at start."""
+    eval_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Held-out loss during training; null: at the beginning and the end."""
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class Eval(Section):
+    metrics: list[Literal["exact_match", "json_f1", "token_f1", "loss", "perplexity"]] = ["exact_match", "loss"]
+    baselines: list[Literal["zero_shot", "few_shot"]] = ["zero_shot"]
+    shots: Annotated[int, Field(ge=1, le=32)] = 3
+    """Training rows shown to the base before the question in the few_shot baseline."""
+    samples: Annotated[int, Field(ge=1)] = 200
+    """Rows evaluated of each test set, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    batch_size: Annotated[int, Field(ge=1)] = 32
+
+    @model_validator(mode="after")
+    def _zero_shot_is_the_base(self):
+        if "zero_shot" not in self.baselines:
+            raise ValueError("baselines must contain zero_shot: it is the base that the tuned model is compared with")
+        return self
+
+
+class TargetGate(Section):
+    metric: str = "exact_match"
+    min_gain: float = 0.0
+    """Smallest improvement over zero_shot that the lower end of the 95% interval must reach.
+    For loss and perplexity, the improvement is the decrease."""
+
+
+class LeakGate(Section):
+    max_rows: Annotated[int, Field(ge=0)] = 0
+    """Test rows that may have a near-duplicate in train."""
+
+
+class Gates(Section):
+    target: TargetGate = TargetGate()
+    leak: LeakGate = LeakGate()
+
+
+class Track(Section):
+    mlflow: str | None = "sqlite"
+    """`sqlite`: inside TUNESMITH_HOME. Any MLflow tracking URI, or null."""
+    experiment: str | None = None
+    """MLflow experiment; null: the recipe's name."""
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+    """Lower-case letters, digits and hyphens: run ids, model names and Kubernetes names are made of it."""
+    base: Annotated[str, Field(min_length=1)]
+    """Hub id (owner/name, optionally @revision), directory, .gguf file, or pypi:PACKAGE[==VERSION]."""
+    data: Data
+    method: Method = Method()
+    objective: Objective = Objective()
+    train: Train = Train()
+    eval: Eval = Eval()
+    gates: Gates = Gates()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _target_metric_is_measured(self):
+        if self.gates.target.metric not in self.eval.metrics:
+            raise ValueError(f"gates.target.metric {self.gates.target.metric!r} is not among eval.metrics "
+                             f"{self.eval.metrics}: the gate could never be measured")
+        return self
