@@ -1,0 +1,1 @@
+"""read -> normalise -> audit -> split -> render -> pack: one stage a file, each a plain function over rows."""

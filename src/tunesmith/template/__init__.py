@@ -1,0 +1,1 @@
+"""From messages to token ids, knowing which of them are trained."""
