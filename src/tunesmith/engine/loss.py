@@ -1,0 +1,59 @@
+"""Cross-entropy straight from hidden states, only where there is a label, a few hundred tokens at a time.
+
+Shapes: N = labelled tokens, D = hidden size, V = vocabulary, C = tokens in a chunk.
+The full logits of a pack (T x V floats) are never made: with 49,152 words and 2,048 tokens they would be 400 MB,
+twice. The head is frozen, so its gradient is not needed and the gradient of the hidden states can be computed
+chunk by chunk in the forward pass, while the chunk's logits are at hand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+CHUNK_TOKENS = 256
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over labelled tokens of -log p(label). Returns (sum, count of argmax hits)."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N):
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        hits = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
+        needs_grad = ctx.needs_input_grad[0]
+        grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
+        for begin in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
+            part = slice(begin, begin + CHUNK_TOKENS)
+            logits_CV = (hidden_ND[part] @ weight_VD.T).float()
+            if bias_V is not None:
+                logits_CV += bias_V.float()
+            labels_C = labels_N[part]
+            hits += (logits_CV.argmax(-1) == labels_C).sum()
+            logp_CV = logits_CV.log_softmax(-1)
+            total -= logp_CV.gather(1, labels_C[:, None]).sum()
+            if needs_grad:
+                p_CV = logp_CV.exp_()
+                p_CV[torch.arange(labels_C.shape[0], device=p_CV.device), labels_C] -= 1.0
+                grad_ND[part] = p_CV.to(weight_VD.dtype) @ weight_VD
+        ctx.grad_ND = grad_ND
+        ctx.mark_non_differentiable(hits)
+        return total, hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total, _grad_hits):
+        return ctx.grad_ND * grad_total.to(ctx.grad_ND.dtype), None, None, None
+
+
+def labelled_positions(labels_T: torch.Tensor) -> torch.Tensor:
+    """Indices of the tokens whose *next* token is a label. `labels_T` is already shifted by `data.pack`."""
+    return (labels_T != IGNORE).nonzero().squeeze(1)
+
+
+def chunked_loss(hidden_TD: torch.Tensor, head: nn.Linear, labels_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(summed loss, count of tokens whose most likely word was the label). `labels_T` is aligned with `hidden_TD`."""
+    where = labelled_positions(labels_T)
+    return ChunkedCrossEntropy.apply(hidden_TD.index_select(0, where), head.weight, head.bias, labels_T[where])

@@ -1,0 +1,25 @@
+"""The reference path: PEFT and transformers as they come, right-padded rows, the whole logits at once.
+
+Slow and simple on purpose. Tests hold the fast path against it, and architectures that the fast path does not
+know train on it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tunesmith.engine.loss import IGNORE
+
+
+def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss and hit count of `(tokens, shifted labels)` rows, one row of the batch each."""
+    device = next(model.parameters()).device
+    longest = max(len(tokens) for tokens, _ in rows)
+    tokens_BL = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in rows], device=device)
+    labels_BL = torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in rows], device=device)
+    mask_BL = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t, _ in rows], device=device)
+    logits_BLV = model(input_ids=tokens_BL, attention_mask=mask_BL, use_cache=False).logits.float()
+    loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), ignore_index=IGNORE, reduction="sum")
+    hits = (logits_BLV.argmax(-1) == labels_BL).sum()
+    return loss, hits
