@@ -1,0 +1,112 @@
+"""LoRA through PEFT: attach, save, load, estimate. PEFT owns parameter names and files."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.errors import AdapterError, RecipeError
+from tunesmith.models.load import quiet_transformers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from tunesmith.recipe.schema import Method
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One linear layer that gets an adapter."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+def attach(model: PreTrainedModel, method: Method, base_ref: str) -> PeftModel:
+    """Add trainable float32 A (Kaiming) and B (zero) to every target. Draws from torch's global generator.
+
+    Raises:
+        RecipeError: a target names no linear layer of this base.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets(model, method)
+    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout,
+                        target_modules=method.targets, task_type=TaskType.CAUSAL_LM, bias="none")
+    with quiet_transformers():
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    peft_model.peft_config["default"].base_model_name_or_path = base_ref
+    return peft_model
+
+
+def targets(model: PreTrainedModel, method: Method) -> list[Target]:
+    """The layers that `attach` would adapt. Works on a model on the meta device.
+
+    Raises:
+        RecipeError: as `attach`.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    if method.targets == "all-linear":
+        chosen = linear
+    else:
+        known = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        for given in method.targets:
+            if not any(n == given or n.endswith("." + given) for n in linear):
+                near = difflib.get_close_matches(given, known, n=1)
+                raise RecipeError(f"method.targets: {given!r} matches no linear layer of the base",
+                                  fix=f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known)}")
+        chosen = {n: m for n, m in linear.items() if any(n == g or n.endswith("." + g) for g in method.targets)}
+    return [Target(n, m.in_features, m.out_features) for n, m in chosen.items()]
+
+
+def trainable_parameters(matched: list[Target], rank: int) -> int:
+    """r * (in + out) for each adapted layer."""
+    return sum(rank * (t.inputs + t.outputs) for t in matched)
+
+
+def save(model: PeftModel, directory: Path) -> None:
+    """Write a plain PEFT directory. The caller makes it atomic (`store.files.publish_directory`)."""
+    with quiet_transformers():
+        model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's blank model card
+
+
+def load(model: PreTrainedModel | PeftModel, directory: Path, *, name: str = "default", trainable: bool = False) -> PeftModel:
+    """Put an adapter on a base (or beside the adapters already on it).
+
+    Raises:
+        AdapterError: no adapter there, or its tensors are not exactly those that its config makes on this base.
+            PEFT only warns of missing keys, and answers with the base's own weights.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / file).is_file():
+            raise AdapterError(f"no {file}", where=str(directory), fix="give the directory of a PEFT adapter")
+    try:
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as f:
+            stored = set(f.keys())
+        with quiet_transformers():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(directory), adapter_name=name, is_trainable=trainable)
+            else:
+                model = PeftModel.from_pretrained(model, str(directory), adapter_name=name, is_trainable=trainable)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise AdapterError("the adapter does not fit this base", where=str(directory), why=str(error).splitlines()[0],
+                           fix="load it on the base it was trained on (see its release's manifest)") from error
+    expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if stored != expected:
+        odd = sorted(stored ^ expected)
+        raise AdapterError(f"{len(odd)} tensors of the adapter and the base do not match", where=str(directory),
+                           why=f"for example {odd[0]}", fix="load it on the base it was trained on")
+    return model

@@ -1,0 +1,1 @@
+"""One training: the run directory, the loop, checkpoints, resume."""

@@ -1,0 +1,106 @@
+"""Checkpoints from which training goes on bit for bit, or which are refused.
+
+    checkpoint-N/   adapter_config.json  adapter_model.safetensors     loads in plain PEFT
+                    optimizer.pt  scheduler.pt  rng_state.pth
+                    trainer_state.json      step, and the digest of every other file
+
+The directory appears in one rename when all of it is on disk. `.pt` files are read with `weights_only`: no code runs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tunesmith.errors import StoreError
+from tunesmith.methods import lora
+from tunesmith.store.files import publish_directory, read_json, sha256_tree, write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+NAME = re.compile(r"^checkpoint-(\d+)$")
+STATE_FILE = "trainer_state.json"
+
+
+def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state: dict, keep: int) -> Path:
+    """Write `checkpoint-{step}` and remove all but the newest `keep`. `step` counts finished optimizer steps."""
+    path = run_dir / f"checkpoint-{step}"
+    with publish_directory(path) as staging:
+        lora.save(model, staging)
+        torch.save(optimizer.state_dict(), staging / "optimizer.pt")
+        torch.save(scheduler.state_dict(), staging / "scheduler.pt")
+        torch.save(_rng_state(), staging / "rng_state.pth")
+        write_json(staging / STATE_FILE, {"global_step": step, **state, "files": sha256_tree(staging)})
+    for old in all_in(run_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def all_in(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((p for p in run_dir.glob("checkpoint-*") if NAME.match(p.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    return int(NAME.match(path.name)[1])
+
+
+def newest_whole(run_dir: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; damaged ones are named and passed over."""
+    for path in reversed(all_in(run_dir)):
+        damaged = damage(path)
+        if damaged is None:
+            return path
+        say(f"{path.name} is damaged ({damaged}): going back to the one before")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        expected = read_json(path / STATE_FILE)["files"]
+    except (StoreError, KeyError):
+        return f"{STATE_FILE} cannot be read"
+    found = {n: d for n, d in sha256_tree(path).items() if n != STATE_FILE}
+    odd = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    return f"{odd[0]} changed or missing" if odd else None
+
+
+def restore(path: Path, model: PeftModel, optimizer, scheduler) -> dict:
+    """Put everything back, in place, and return the saved state.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        set_peft_model_state_dict(model, load_file(path / lora.WEIGHTS_FILE))
+        optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        scheduler.load_state_dict(torch.load(path / "scheduler.pt", weights_only=True))
+        _set_rng_state(torch.load(path / "rng_state.pth", weights_only=True))
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise StoreError(f"{path.name} cannot be read", where=str(path), why=str(error).splitlines()[0],
+                         fix="delete it, and resume from the one before") from error
+    return read_json(path / STATE_FILE)
+
+
+def _rng_state() -> dict:
+    state = {"torch": torch.get_rng_state(), "python": list(random.getstate()[1])}
+    return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def _set_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate((3, tuple(state["python"]), None))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

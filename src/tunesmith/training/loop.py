@@ -1,0 +1,194 @@
+"""The training loop: read it top to bottom.
+
+One optimizer step a turn: the plan says which rows (`data.pack`), the objective accumulates their gradients, the norm
+is clipped, AdamW and the schedule move, a line is written, and now and then a checkpoint. Nothing hooks into it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data.pack import Step
+from tunesmith.errors import TrainingError
+from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
+from tunesmith.recipe.schema import Train
+from tunesmith.store.files import explain_os_errors
+from tunesmith.track.progress import StepLines
+from tunesmith.training import checkpoint, schedule
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class Training:
+    """Everything the loop moves. `training.run` builds it."""
+
+    run_dir: Path
+    config: Train
+    model: Any
+    forward_loss: Callable
+    steps: list[Step]
+    sample: Callable[[int], Sample]
+    held_out: list[list[Sample]]
+    """Packs of the held-out rows whose loss is watched."""
+    on_metrics: Callable[[int, dict], None] = lambda _step, _values: None
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scheduler: Any = field(init=False)
+
+    def __post_init__(self):
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule.factor(
+            step, len(self.steps), self.config.warmup, self.config.schedule))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    finished: bool
+    """False after Ctrl-C: the checkpoint of `steps` is there to resume from."""
+    steps: int
+    seconds: float
+    """Of optimizer steps in this process."""
+    tokens: int
+    """Trained on in this process, padding not counted (there is none)."""
+    evals: list[dict]
+
+
+def train(t: Training, start: int = 0) -> Outcome:
+    """Run steps `start`.. to the end.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite, or the adapter did not change.
+        StoreError: metrics or a checkpoint cannot be written.
+    """
+    seconds, tokens, evals = 0.0, 0, read_evals(t.run_dir, up_to=start)
+    _keep_metrics(t.run_dir, up_to=start)
+    t.model.train()
+    with _interrupts() as interrupted, StepLines(len(t.steps), start) as lines, \
+            open(t.run_dir / METRICS_FILE, "a", encoding="utf-8") as metrics:
+
+        def held_out(step: int) -> None:
+            if not t.held_out:
+                return
+            t.model.eval()
+            value = evaluate(t.forward_loss, t.model, t.held_out)
+            t.model.train()
+            evals.append({"step": step, "eval_loss": value.loss, "eval_accuracy": value.accuracy})
+            _write(metrics, evals[-1], t.run_dir)
+            t.on_metrics(step, {"eval_loss": value.loss, "eval_accuracy": value.accuracy})
+            lines.note(f"step {step}: held-out loss {value.loss:.4f}, next-token accuracy {value.accuracy:.1%}")
+
+        if start == 0:
+            held_out(0)
+        for number in range(start, len(t.steps)):
+            began = time.perf_counter()
+            packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
+            measured = forward_backward(t.forward_loss, t.model, packs)
+            record = _update(t, number, measured)
+            took = time.perf_counter() - began
+            seconds, tokens = seconds + took, tokens + measured.tokens
+            record |= {"seconds": took, "tokens_per_second": measured.tokens / took,
+                       "trained_tokens_per_second": measured.trained_tokens / took}
+            _write(metrics, record, t.run_dir)
+            t.on_metrics(number + 1, {k: float(v) for k, v in record.items() if k != "step"})
+            lines.step(record)
+
+            last, stop = number + 1 == len(t.steps), interrupted()
+            if last or (t.config.eval_every_steps and (number + 1) % t.config.eval_every_steps == 0):
+                held_out(number + 1)
+            if last or stop or (number + 1) % t.config.checkpoint.every_steps == 0:
+                _check_adapter_moved(t.model)
+                saved = checkpoint.save(t.run_dir, number + 1, t.model, t.optimizer, t.scheduler,
+                                        {"epoch": t.steps[number].epoch, "max_steps": len(t.steps)},
+                                        t.config.checkpoint.keep)
+                if stop and not last:
+                    lines.note(f"stopped: {saved.name} is written")
+                    return Outcome(False, number + 1, seconds, tokens, evals)
+    return Outcome(True, len(t.steps), seconds, tokens, evals)
+
+
+def _update(t: Training, number: int, measured: Measured) -> dict:
+    """Clip, move, and report. The learning rate in the record is the one this step used."""
+    learning_rate = t.scheduler.get_last_lr()[0]
+    norm = torch.nn.utils.clip_grad_norm_((p for p in t.model.parameters() if p.requires_grad), t.config.clip_norm).item()
+    if not (math.isfinite(measured.loss) and math.isfinite(norm)):
+        raise TrainingError(f"step {number + 1}: loss {measured.loss}, gradient norm {norm}",
+                            why="a number overflowed; going on would save an adapter of NaN",
+                            fix="lower train.learning_rate, or set train.dtype: float32; rows of this step are "
+                            f"{t.steps[number].rows[:10]}")
+    t.optimizer.step()
+    t.scheduler.step()
+    t.optimizer.zero_grad(set_to_none=True)
+    return {"step": number + 1, "epoch": t.steps[number].epoch, "loss": measured.loss, "accuracy": measured.accuracy,
+            "grad_norm": norm, "learning_rate": learning_rate, "tokens": measured.tokens,
+            "trained_tokens": measured.trained_tokens}
+
+
+def _check_adapter_moved(model) -> None:
+    """B starts at zero: an adapter whose every B still is changes nothing, whatever the loss said."""
+    moved = any(p.detach().abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
+    if not moved:
+        raise TrainingError("the adapter did not change", why="every lora_B is still zero",
+                            fix="check that train.learning_rate is not tiny and that the targets are used")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for a checkpoint after the step at hand; a second Ctrl-C ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(signum, _frame):
+        if asked.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _write(file, record: dict, run_dir: Path) -> None:
+    with explain_os_errors(run_dir / METRICS_FILE, "write"):
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """Records of metrics.jsonl; a last line cut off by a crash is left out."""
+    path = run_dir / METRICS_FILE
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def read_evals(run_dir: Path, up_to: int) -> list[dict]:
+    return [r for r in read_metrics(run_dir) if "eval_loss" in r and r["step"] <= up_to]
+
+
+def _keep_metrics(run_dir: Path, up_to: int) -> None:
+    """Forget what a crashed run logged after the checkpoint that it goes on from."""
+    from tunesmith.store.files import write_text
+
+    kept = [r for r in read_metrics(run_dir) if r["step"] <= up_to] if up_to else []
+    write_text(run_dir / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in kept))

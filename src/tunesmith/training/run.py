@@ -1,0 +1,308 @@
+"""A run: the directory of one training, made before step 1 and true at every moment after.
+
+    runs/RUN_ID/   run.json              status, base and digest, dataset, dtype, threads, result
+                   recipe.yaml           the recipe as it was given
+                   recipe.resolved.json  every value, defaults included
+                   environment.json      versions and machine
+                   metrics.jsonl         one record a step
+                   checkpoint-N/  adapter/
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.prepare import TRAIN, Dataset, prepare
+from tunesmith.errors import NotFoundError, RecipeError
+from tunesmith.models.base import Base, resolve
+from tunesmith.models.load import model_of, parameter_count, tokenizer_of
+from tunesmith.recipe.load import Loaded, load
+from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json, write_text
+from tunesmith.store.home import find, home, new_run_id
+
+Say = Callable[[str], None]
+RUN_FILE, ADAPTER = "run.json", "adapter"
+HELD_OUT_ROWS = 64
+"""Rows of the primary test set whose loss is watched during training."""
+VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "tunesmith")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    path: Path
+
+    @classmethod
+    def find(cls, name: str) -> Run:
+        """By id, unique prefix, or path. Raises NotFoundError."""
+        path = find("runs", name)
+        if not (path / RUN_FILE).is_file():
+            raise NotFoundError(f"no run {name!r}", where=str(path), fix="see `tunesmith runs`")
+        return cls(path)
+
+    @property
+    def state(self) -> dict:
+        return read_json(self.path / RUN_FILE)
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / ADAPTER
+
+    def recipe(self) -> Loaded:
+        """The recipe this run was made from, its paths relative to where it was."""
+        from tunesmith.recipe.schema import Recipe
+
+        text = (self.path / "recipe.resolved.json").read_text(encoding="utf-8")
+        return Loaded(Recipe.model_validate_json(text), Path(self.state["recipe_path"]))
+
+    def dataset(self) -> Dataset:
+        return Dataset.open(home() / "datasets" / self.state["dataset_id"])
+
+    def base(self) -> Base:
+        """Raises RecipeError when the base's bytes are not those this run was trained on."""
+        base = resolve(self.state["base"]["ref"], Path(self.state["recipe_path"]).parent)
+        if base.digest != self.state["base"]["digest"]:
+            raise RecipeError(f"base {base.ref!r} has changed since this run", where=str(self.path),
+                              why=f"digest is {base.digest}, the run's is {self.state['base']['digest']}",
+                              fix="bring the old base back, or train again")
+        return base
+
+    def update(self, **values) -> None:
+        write_json(self.path / RUN_FILE, self.state | values)
+
+
+def all_runs() -> list[dict]:
+    """States of all runs, newest first."""
+    root = home() / "runs"
+    states = [read_json(p) for p in root.glob(f"*/{RUN_FILE}")] if root.is_dir() else []
+    return sorted(states, key=lambda s: s["created"], reverse=True)
+
+
+def train(recipe: str | Path, *, resume: str | None = None, say: Say = lambda _line: None) -> dict:
+    """Train a recipe, or go on with a run that was interrupted.
+
+    Returns the run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second,
+    peak_memory_bytes, and status `finished` or `stopped`.
+
+    Raises:
+        RecipeError, DataError, BaseModelError: invalid input (exit code 2).
+        TrainingError: it would end with a wrong model.
+    """
+    return train_loaded(load(recipe), resume=resume, say=say)
+
+
+def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda _line: None) -> dict:
+    """`train` for a recipe that is already loaded, perhaps with values replaced."""
+    base = resolve(loaded.recipe.base, loaded.folder)
+    dataset = prepare(loaded, tokenizer_for(base, loaded), say)
+    run = _resumed(resume, loaded, base, dataset) if resume else _created(loaded, base, dataset, say)
+    try:
+        return _train(run, loaded, base, dataset, say)
+    except BaseException as error:
+        run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        raise
+
+
+def tokenizer_for(base: Base, loaded: Loaded):
+    template = loaded.recipe.data.template
+    return tokenizer_of(base, loaded.resolve(template) if template else None)
+
+
+def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
+    """(`fast` or `plain`, its forward_loss): accelerates the PEFT model in place when the fast path is exact for it.
+
+    Raises:
+        RecipeError: train.engine is `fast` and it is not.
+    """
+    from tunesmith.engine import fast, plain
+
+    reason = "the recipe says so" if recipe.train.engine == "plain" else fast.why_not(model, recipe.data.max_tokens)
+    if reason and recipe.train.engine == "fast":
+        raise RecipeError("train.engine is fast, and the fast path cannot train this", why=reason,
+                          fix="set train.engine: auto")
+    if reason:
+        say(f"chose engine=plain ({reason})")
+        return "plain", plain.forward_loss
+    fast.accelerate(model)
+    say("chose engine=fast (packed rows, fused LoRA, chunked loss)")
+    return "fast", fast.forward_loss
+
+
+def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
+    import torch
+
+    from tunesmith.engine.precision import choose
+
+    choice = choose(loaded.recipe.train.dtype)
+    say(choice.because)
+    run_id = new_run_id(loaded.recipe.name)
+    path = home() / "runs" / run_id
+    with publish_directory(path) as staging:
+        shutil.copyfile(loaded.path, staging / "recipe.yaml")
+        write_json(staging / "recipe.resolved.json", loaded.recipe.model_dump(mode="json"))
+        write_json(staging / "environment.json", environment())
+        write_text(staging / "metrics.jsonl", "")
+        write_json(staging / RUN_FILE, {
+            "run_id": run_id, "name": loaded.recipe.name, "status": "running", "created": now(),
+            "recipe_path": str(loaded.path), "run_dir": str(path), "adapter_dir": str(path / ADAPTER),
+            "base": {"ref": base.ref, "digest": base.digest, "parameters": parameter_count(base)},
+            "dataset_id": dataset.id, "template_fingerprint": dataset.manifest["inputs"]["template"],
+            "dtype": str(choice.dtype).removeprefix("torch."), "device": choice.device,
+            "threads": torch.get_num_threads(),
+        })
+    return Run(path)
+
+
+def _resumed(name: str, loaded: Loaded, base: Base, dataset: Dataset) -> Run:
+    """Raises RecipeError when recipe, base or data are not those that the run began with."""
+    run = Run.find(name)
+    before, now_ = read_json(run.path / "recipe.resolved.json"), loaded.recipe.model_dump(mode="json")
+    changed = sorted(_flat(before).items() ^ _flat(now_).items())
+    if changed:
+        keys = sorted({k for k, _ in changed})
+        raise RecipeError(f"the recipe has changed since run {run.path.name}: {', '.join(keys)}", where=str(loaded.path),
+                          why="a resumed run must equal the uninterrupted one", fix="change it back, or start a new run")
+    for what, old, new in (("base", run.state["base"]["digest"], base.digest),
+                           ("data", run.state["dataset_id"], dataset.id)):
+        if old != new:
+            raise RecipeError(f"the {what} has changed since run {run.path.name}", where=str(loaded.path),
+                              why=f"it was {old}, it is {new}", fix="bring it back, or start a new run")
+    return run
+
+
+def _flat(value, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return {prefix: repr(value)}
+
+
+def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> dict:
+    import torch
+
+    from tunesmith.data.pack import plan_steps
+    from tunesmith.engine.memory import peak_bytes
+    from tunesmith.methods import lora
+    from tunesmith.objectives.sft import sample
+    from tunesmith.training import checkpoint, loop
+
+    recipe, state = loaded.recipe, run.state
+    _same_arithmetic(state, say)
+    tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
+    torch.manual_seed(recipe.train.seed)
+    model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
+    engine, forward_loss = prepare_engine(model, recipe, say)
+    pack = recipe.train.tokens_per_pack or recipe.train.tokens_per_step
+    steps = plan_steps(tokens.lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=pack,
+                       epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
+    held_out = plan_steps(watched.lengths[:HELD_OUT_ROWS], tokens_per_step=pack)
+    tracker = _tracker(run, loaded, dataset)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
+                             [[sample(*watched[r]) for r in s.rows] for s in held_out],
+                             _tolerant(tracker.metrics, say))
+    start = 0
+    if newest := checkpoint.newest_whole(run.path, say):
+        start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
+        say(f"resuming {run.path.name} after step {start}")
+    run.update(status="running", engine=engine, trainable_parameters=trainable, total_steps=len(steps), error=None,
+               rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id)
+    try:
+        outcome = loop.train(training, start)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    if not outcome.finished:
+        run.update(status="stopped", steps=outcome.steps)
+        tracker.finish("KILLED")
+        return run.state
+    with publish_directory(run.adapter) as staging:
+        lora.save(model, staging)
+    losses = [r["loss"] for r in loop.read_metrics(run.path) if "loss" in r]
+    result = {
+        "steps": outcome.steps, "train_loss": losses[-1],
+        "eval_loss": outcome.evals[-1]["eval_loss"] if outcome.evals else None,
+        "tokens_per_second": outcome.tokens / outcome.seconds if outcome.seconds else None,
+        "train_seconds": outcome.seconds, "tokens": outcome.tokens, "peak_memory_bytes": peak_bytes(),
+        "adapter_digest": sha256_json(sha256_tree(run.adapter)),
+    }
+    run.update(status="finished", **result)
+    _track_adapter(tracker, run, loaded)
+    return run.state
+
+
+def _same_arithmetic(state: dict, say: Say) -> None:
+    """A resumed run computes with as many threads as it began with: sums in another order differ in the last bit."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.get_num_threads() != state["threads"]:
+        say(f"chose threads={state['threads']} (as the run began; this machine would take {torch.get_num_threads()})")
+        torch.set_num_threads(state["threads"])
+
+
+def _tracker(run: Run, loaded: Loaded, dataset: Dataset):
+    from tunesmith.track import mlflow
+
+    state, track = run.state, loaded.recipe.track
+    tracker = mlflow.start(track.mlflow, home(), experiment=track.experiment or loaded.recipe.name,
+                           run_name=state["run_id"], params=loaded.recipe.model_dump(mode="json"),
+                           tags={"tunesmith.run_id": state["run_id"], "tunesmith.base": state["base"]["digest"],
+                                 "tunesmith.dataset": dataset.id},
+                           mlflow_run_id=state.get("mlflow_run_id"))
+    if not state.get("mlflow_run_id"):
+        for part in (TRAIN, *dataset.tests):
+            rows = dataset.manifest["counts"].get(part if part == TRAIN else f"test:{part}")
+            tracker.dataset(f"{loaded.recipe.name}-{part}", dataset.id, {"path": str(dataset.path), "part": part},
+                            {"rows": rows}, "training" if part == TRAIN else "testing")
+        tracker.artifact(run.path / "recipe.yaml")
+    return tracker
+
+
+def _tolerant(send: Callable, say: Say) -> Callable:
+    """A tracking server that goes away in the middle does not end a training: metrics.jsonl is the record."""
+    from tunesmith.errors import TrackingError
+
+    def metrics(step: int, values: dict) -> None:
+        try:
+            send(step, values)
+        except TrackingError as error:
+            say(f"tracking: {error.what} ({error.why}); going on, metrics.jsonl has everything")
+
+    return metrics
+
+
+def _track_adapter(tracker, run: Run, loaded: Loaded) -> None:
+    state = run.state
+    numbers = {k: state[k] for k in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes") if state[k]}
+    tracker.metrics(state["steps"], {f"final_{k}": float(v) for k, v in numbers.items()})
+    model = tracker.adapter(loaded.recipe.name, run.adapter, params={"rank": loaded.recipe.method.rank,
+                                                                    "base": state["base"]["ref"]},
+                            tags={"tunesmith.run_id": state["run_id"], "tunesmith.adapter": state["adapter_digest"]},
+                            metrics={k: float(v) for k, v in numbers.items()})
+    tracker.finish("FINISHED")
+    run.update(mlflow_model=model)
+
+
+def environment() -> dict:
+    """Versions and machine, as far as they can change a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
+            "packages": {p: installed(p) for p in VERSIONED}}
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
