@@ -1,0 +1,84 @@
+"""Scores of one answer against its reference, and what is known of each metric.
+
+Add a metric: write `name(answer, reference) -> float` in 0..1, give it a row in METRICS, its name in
+`recipe.schema.Eval.metrics`, and a test against an independent implementation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    label: str
+    unit: Literal["share", "nats", "ratio"]
+    higher_is_better: bool
+    score: Callable[[str, str], float] | None
+    """None: computed from likelihoods, not from an answer."""
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 when the answer is the reference, white space at the ends aside."""
+    return float(answer.strip() == reference.strip())
+
+
+def json_f1(answer: str, reference: str) -> float:
+    """F1 over the (key, value) fields of two JSON objects, nested ones flattened; 0 when the answer is not JSON.
+
+    Raises:
+        ValueError: the reference is not a JSON object, so that nothing could ever score.
+    """
+    wanted = _fields(reference)
+    if wanted is None:
+        raise ValueError("json_f1 needs references that are JSON objects")
+    given = _fields(answer)
+    return 0.0 if given is None else _f1(given, wanted)
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Word-overlap F1 as in SQuAD (Rajpurkar et al. 2016): case, punctuation and English articles folded away."""
+    return _f1(Counter(_words(answer)), Counter(_words(reference)))
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric("exact match", "share", True, exact_match),
+    "json_f1": Metric("JSON field F1", "share", True, json_f1),
+    "token_f1": Metric("token F1", "share", True, token_f1),
+    "loss": Metric("held-out loss", "nats", False, None),
+    "perplexity": Metric("perplexity", "ratio", False, None),
+}
+
+
+def _f1(given: Counter, wanted: Counter) -> float:
+    if not given and not wanted:
+        return 1.0
+    common = sum((given & wanted).values())
+    return 2 * common / (given.total() + wanted.total())
+
+
+def _fields(text: str) -> Counter | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return Counter(_leaves(value)) if isinstance(value, dict) else None
+
+
+def _leaves(value, path: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [leaf for k, v in value.items() for leaf in _leaves(v, f"{path}.{k}")]
+    if isinstance(value, list):
+        return [leaf for i, v in enumerate(value) for leaf in _leaves(v, f"{path}[{i}]")]
+    return [(path, json.dumps(value))]
+
+
+def _words(text: str) -> list[str]:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()

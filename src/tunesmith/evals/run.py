@@ -1,0 +1,209 @@
+"""Evaluate a run: the base and the tuned model on the same held-out rows, greedily, and a report of both.
+
+    runs/RUN_ID/report/report.json     everything, per item
+                       report.html     one page for people
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.data.prepare import TRAIN, Dataset
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+from tunesmith.evals.compare import compare_set
+from tunesmith.evals.metrics import METRICS
+from tunesmith.recipe.schema import Eval, Recipe
+from tunesmith.store.files import read_json, write_json, write_text
+from tunesmith.training.loop import read_metrics
+from tunesmith.training.run import Run, now, tokenizer_for
+
+Say = Callable[[str], None]
+REPORT = "report"
+TUNED, ZERO_SHOT, FEW_SHOT = "tuned", "zero_shot", "few_shot"
+
+
+def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
+    """Measure a finished run and write its report. Returns the report.
+
+    Raises:
+        DataError: a metric that cannot be computed on these rows.
+        AdapterError: the run has no adapter, or it does not fit its base.
+    """
+    import torch
+
+    from tunesmith.engine.fast import fuse
+    from tunesmith.methods import lora
+    from tunesmith.models.load import model_of
+    from tunesmith.template.fingerprint import fingerprint
+
+    loaded, dataset, base, state = run.recipe(), run.dataset(), run.base(), run.state
+    recipe = loaded.recipe
+    torch.set_num_threads(state["threads"])
+    tokenizer = tokenizer_for(base, loaded)
+    model = lora.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
+    fuse(model)
+    shots = _shots(dataset, recipe)
+    sets = {}
+    for name in dataset.tests:
+        rows = _sample(dataset, name, recipe.eval.samples, recipe.train.seed)
+        say(f"evaluating {len(rows)} rows of {name!r}")
+        results = _measure(model, tokenizer, dataset, name, rows, shots, recipe.eval, say)
+        source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
+        sets[name] = {"source": source} | compare_set([dataset.rows(name)[i] for i in rows], results, recipe.eval)
+    report = {
+        "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
+        "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
+        "settings": {"samples": recipe.eval.samples, "max_new_tokens": recipe.eval.max_new_tokens, "decoding": "greedy",
+                     "seed": recipe.train.seed, "few_shot": recipe.eval.shots if FEW_SHOT in recipe.eval.baselines else 0,
+                     "dtype": state["dtype"]},
+        "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
+    }
+    report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
+    folder = run.path / REPORT
+    write_json(folder / "report.json", report)
+    from tunesmith.evals.html import render_report
+
+    write_text(folder / "report.html", render_report(report))
+    run.update(report_path=str(folder / "report.html"))
+    say(report["verdict"])
+    return report
+
+
+def read_report(run: Run) -> dict | None:
+    path = run.path / REPORT / "report.json"
+    return read_json(path) if path.is_file() else None
+
+
+def summary(report: dict) -> dict:
+    """The report's numbers without its items: what `eval --json` prints."""
+    def numbers(part: dict) -> dict:
+        return {name: {k: m[k] for k in ("base", "tuned", "delta", "ci95")} | {
+            s: m["systems"][s]["value"] for s in m["systems"] if s not in (ZERO_SHOT, TUNED)}
+            for name, m in part["metrics"].items()}
+
+    return {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
+            "sets": {n: {"n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
+            "conclusion": report["verdict"], "worry": report["worry"]}
+
+
+def _sample(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
+    count = len(dataset.tokens(name))
+    return sorted(random.Random(f"{seed}/{name}").sample(range(count), min(samples, count)))
+
+
+def _shots(dataset: Dataset, recipe: Recipe) -> list[Row]:
+    """Training rows shown to the base: short enough to be shown, the same for every question."""
+    rows = [r for r in dataset.rows(TRAIN)
+            if [m["role"] for m in r.messages if m["role"] != "system"] == ["user", "assistant"]]
+    return random.Random(f"{recipe.train.seed}/shots").sample(rows, min(recipe.eval.shots, len(rows)))
+
+
+def _measure(model, tokenizer, dataset: Dataset, name: str, rows: list[int], shots: list[Row], config: Eval,
+             say: Say) -> dict[str, dict]:
+    """{system: {"answers": [(text, stopped)], "losses": ([nats], [tokens])}}"""
+    from tunesmith.evals.likelihood import row_losses
+    from tunesmith.objectives.sft import sample
+    from tunesmith.serving.generate import answers
+    from tunesmith.template.render import generation_prompt, stop_ids
+
+    all_rows, tokens, stops = dataset.rows(name), dataset.tokens(name), stop_ids(tokenizer)
+    questions = [all_rows[i] for i in rows]
+    results = {}
+    for system in (*config.baselines, TUNED):
+        if system == FEW_SHOT and not shots:
+            continue
+        messages = [_with_shots(q, shots) if system == FEW_SHOT else q.question for q in questions]
+        prompts = [generation_prompt(tokenizer, m, q.tools) for m, q in zip(messages, questions, strict=True)]
+        result: dict = {}
+
+        def run_model(prompts=prompts, result=result, system=system):
+            if any(METRICS[m].score for m in config.metrics):
+                result["answers"] = answers(model, tokenizer, prompts, stops, max_new_tokens=config.max_new_tokens,
+                                            batch_size=config.batch_size)
+            if system != FEW_SHOT:
+                result["losses"] = row_losses(model, [sample(*tokens[i]) for i in rows])
+
+        if system == TUNED:
+            run_model()
+        else:
+            with model.disable_adapter():
+                run_model()
+        results[system] = result
+        say(f"  {system}: {len(prompts)} rows answered")
+    return results
+
+
+def _with_shots(row: Row, shots: list[Row]) -> list[dict]:
+    system = [m for m in row.question if m["role"] == "system"]
+    shown = [m for s in shots for m in s.messages if m["role"] != "system"]
+    return [*system, *({"role": m["role"], "content": m["content"]} for m in shown),
+            *(m for m in row.question if m["role"] != "system")]
+
+
+def _adapter_facts(run: Run, recipe: Recipe) -> dict:
+    return {"method": recipe.method.type, "rank": recipe.method.rank,
+            "trainable_parameters": run.state["trainable_parameters"],
+            "bytes": sum(p.stat().st_size for p in run.adapter.iterdir()), "digest": run.state["adapter_digest"]}
+
+
+def _dataset_facts(run: Run, dataset: Dataset, template: str) -> dict:
+    if template != run.state["template_fingerprint"]:
+        raise DataError("the base's chat template is not the one this run was trained with", where=str(run.path),
+                        why=f"fingerprint {template}, the run's is {run.state['template_fingerprint']}",
+                        fix="bring the template back, or train again")
+    counts = dataset.manifest["counts"]
+    return {"id": dataset.id, "train_rows": counts["train"], "used_rows": run.state["rows_trained"],
+            "test_rows": counts[f"test:{dataset.tests[0]}"], "trained_tokens": counts["trained_tokens"], "tokens": counts["tokens"], "template_fingerprint": template}
+
+
+def _training_facts(run: Run) -> dict:
+    records, state = read_metrics(run.path), run.state
+    shown = ("step", "loss", "learning_rate", "grad_norm")
+    return {"steps": [{k: r[k] for k in shown} for r in records if "loss" in r],
+            "evals": [{"step": r["step"], "loss": r["eval_loss"]} for r in records if "eval_loss" in r],
+            "tokens_per_second": state["tokens_per_second"], "peak_memory_bytes": state["peak_memory_bytes"],
+            "seconds": state["train_seconds"]}
+
+
+def verdict(report: dict, recipe: Recipe) -> str:
+    """One sentence about the metric that the target gate reads."""
+    name, metric = recipe.gates.target.metric, METRICS[recipe.gates.target.metric]
+    m = report["sets"][report["primary"]]["metrics"][name]
+    low, high = m["ci95"] if metric.higher_is_better else (-m["ci95"][1], -m["ci95"][0])
+    gain = m["delta"] if metric.higher_is_better else -m["delta"]
+    scale, unit = (100, " points") if metric.unit == "share" else (1, f" {metric.unit}")
+    numbers = f"{abs(gain) * scale:.3g}{unit} (95% interval {low * scale:.3g} to {high * scale:.3g})"
+    if low > 0:
+        return f"Tuned beats the base on {metric.label} by {numbers}."
+    if high < 0:
+        return f"Tuned is worse than the base on {metric.label} by {numbers}."
+    return f"No difference between tuned and base on {metric.label} is shown: {gain * scale:+.3g}{unit} " \
+           f"(95% interval {low * scale:.3g} to {high * scale:.3g})."
+
+
+def worries(report: dict, dataset: Dataset) -> list[str]:
+    """What a careful reader should look at, in the report's last word."""
+    out = []
+    for name, part in report["sets"].items():
+        cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
+        if cut:
+            out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
+                       f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
+        for metric, m in part["metrics"].items():
+            few = m["systems"].get(FEW_SHOT)
+            better = METRICS[metric].higher_is_better
+            if few and few["value"] != m["base"] and (few["value"] >= m["tuned"]) == better:
+                out.append(f"on {name}, showing the base {report['settings']['few_shot']} examples does as well as tuning "
+                           f"({METRICS[metric].label} {few['value']:.3g} against {m['tuned']:.3g}): prompting may be enough")
+    evals = report["training"]["evals"]
+    if len(evals) > 2 and evals[-1]["loss"] > 1.05 * min(e["loss"] for e in evals):
+        best = min(evals, key=lambda e: e["loss"])
+        out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
+                   f"({evals[-1]['loss']:.3f})")
+    for f in dataset.manifest["findings"]:
+        if f["severity"] != "info":
+            out.append(f"data: {f['message']}" + (f" ({', '.join(f['examples'][:2])})" if f["examples"] else ""))
+    return out
