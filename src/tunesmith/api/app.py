@@ -1,0 +1,181 @@
+"""`/v1/models`, `/v1/chat/completions`, `/v1/completions`, `/healthz`: the official openai client works unchanged."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from tunesmith.api.answers import Answer, Piece, Prompt, collect, prompts_of_chat, prompts_of_completion, stream_pieces
+from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling
+from tunesmith.errors import NotFoundError, TunesmithError
+from tunesmith.serving.engine import Engine, Served
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The application over a running engine."""
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None)
+    _errors(app)
+
+    @app.get("/healthz")
+    async def healthz() -> dict:
+        return {"status": "ok", "base": engine.base.ref, "models": len(engine.served)}
+
+    @app.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [_model(s) for s in engine.served.values()], "has_more": False}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict:
+        return _model(engine.find(name))
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request):
+        served = engine.find(body.model)
+        limit = body.max_completion_tokens or body.max_tokens
+        prompts = prompts_of_chat(engine, served, body, limit)
+        return await _answer(_Chat(body, served), engine, served, body, prompts, request)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request):
+        served = engine.find(body.model)
+        prompts = prompts_of_completion(engine, served, body)
+        return await _answer(_Text(body, served), engine, served, body, prompts, request)
+
+    return app
+
+
+def error_body(message: str, code: str | None = None, param: str | None = None, kind: str = "invalid_request_error") -> dict:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sampling, prompts: list[Prompt], request: Request):
+    if body.stream:
+        pieces = stream_pieces(engine, served, body, prompts)
+        return StreamingResponse(_events(shape, body, prompts, pieces), media_type="text/event-stream",
+                                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    return shape.whole(await collect(engine, served, body, prompts, request.is_disconnected))
+
+
+async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt], pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+    """Server-sent events in the order OpenAI sends them."""
+    usage = bool(body.stream_options and body.stream_options.include_usage)
+    made = 0
+    try:
+        for event in shape.opening(len(prompts)):
+            yield _event(event | ({"usage": None} if usage else {}))
+        async for piece in pieces:
+            made += piece.tokens
+            for event in shape.piece(piece):
+                yield _event(event | ({"usage": None} if usage else {}))
+        if usage:
+            yield _event(shape.envelope([]) | {"usage": _usage(prompts, made)})
+        yield "data: [DONE]\n\n"
+    except TunesmithError as error:
+        yield _event(error_body(error.what, kind="server_error"))
+    finally:
+        await pieces.aclose()
+
+
+def _event(value: dict) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _usage(prompts: list[Prompt], completion: int) -> dict:
+    asked = sum(len(p.ids) for p in prompts if p.first_copy)
+    return {"prompt_tokens": asked, "completion_tokens": completion, "total_tokens": asked + completion}
+
+
+class _Shape:
+    """What chat and text answers share: identity and envelope."""
+
+    prefix, object, chunk_object = "", "", ""
+
+    def __init__(self, body: Sampling, served: Served):
+        self.id = f"{self.prefix}-{uuid.uuid4().hex[:24]}"
+        self.created = int(time.time())
+        self.model = body.model
+        self.root = served.root
+
+    def envelope(self, choices: list[dict], chunk: bool = True) -> dict:
+        return {"id": self.id, "object": self.chunk_object if chunk else self.object, "created": self.created,
+                "model": self.model, "choices": choices}
+
+    def whole(self, answers: list[Answer]) -> dict:
+        choices = [self.choice(i, a) for i, a in enumerate(answers)]
+        return self.envelope(choices, chunk=False) | {"usage": _usage([a.prompt for a in answers], sum(a.tokens for a in answers))}
+
+
+class _Chat(_Shape):
+    prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, index: int, answer: Answer) -> dict:
+        return {"index": index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": None, "finish_reason": answer.finish}
+
+    def opening(self, choices: int) -> list[dict]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self.envelope([_delta(i, delta)]) for i in range(choices)]
+
+    def piece(self, piece: Piece) -> list[dict]:
+        events = [self.envelope([_delta(piece.index, {"content": piece.text})])] if piece.text else []
+        return events + ([self.envelope([_delta(piece.index, {}, piece.finish)])] if piece.finish else [])
+
+
+class _Text(_Shape):
+    prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, index: int, answer: Answer) -> dict:
+        return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish}
+
+    def opening(self, _choices: int) -> list[dict]:
+        return []
+
+    def piece(self, piece: Piece) -> list[dict]:
+        if not piece.text and not piece.finish:
+            return []
+        choice = {"index": piece.index, "text": piece.text, "logprobs": None, "finish_reason": piece.finish}
+        return [self.envelope([choice])]
+
+
+def _delta(index: int, delta: dict, finish: str | None = None) -> dict:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+
+def _model(served: Served) -> dict:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tunesmith", "root": served.root}
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in OpenAI's shape."""
+
+    @app.exception_handler(NotFoundError)
+    async def not_found(_request, error: NotFoundError):
+        return JSONResponse(error_body(error.what, "model_not_found"), 404)
+
+    @app.exception_handler(TunesmithError)
+    async def refused(_request, error: TunesmithError):
+        bad_input = error.exit_code == 2
+        return JSONResponse(error_body(error.what, getattr(error, "code", None),
+                                       kind="invalid_request_error" if bad_input else "server_error"), 400 if bad_input else 500)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request, error: RequestValidationError):
+        first = error.errors()[0]
+        param = ".".join(str(p) for p in first["loc"] if p != "body") or None
+        message = first["msg"].removeprefix("Value error, ")
+        return JSONResponse(error_body(f"{param}: {message}" if param else message, param=param), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(_request, error: HTTPException):
+        return JSONResponse(error_body(str(error.detail)), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_request, error: Exception):
+        return JSONResponse(error_body(f"{type(error).__name__}: {error}", kind="server_error"), 500)

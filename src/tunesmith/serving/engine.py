@@ -1,0 +1,165 @@
+"""One base, many adapters, by name; requests from many threads, answered by one.
+
+A worker thread owns the model. It takes the oldest request, adds the waiting ones for the same adapter, and
+generates them as one batch, token by token; each token goes to its request's callback at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import AdapterError, NotFoundError, TemplateError
+from tunesmith.models.base import Base
+from tunesmith.serving.generate import Request, Token, generate
+from tunesmith.template.fingerprint import PROBES, fingerprint
+from tunesmith.template.render import generation_prompt, stop_ids
+
+MAX_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One name that requests can ask for."""
+
+    name: str
+    adapter: str | None
+    """Name inside PEFT; None is the base."""
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    created: int
+    root: str
+    """Where it comes from: the base's reference or the adapter's directory."""
+
+
+@dataclass
+class Job:
+    """A request on its way. `cancel()` ends it between two tokens."""
+
+    adapter: str | None
+    request: Request
+    stop_ids: frozenset[int]
+    on_token: Callable[[Token], None]
+    on_error: Callable[[BaseException], None]
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+
+class Engine:
+    """Serve a base and adapters. Close it with `close()`."""
+
+    def __init__(self, base: Base, tokenizer, dtype: str, device: str, created: int):
+        import torch
+
+        from tunesmith.models.load import model_of
+
+        self.base = base
+        self._model = model_of(base, getattr(torch, dtype), device)
+        self.context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
+        self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref)}
+        self._waiting: deque[Job] = deque()
+        self._news = threading.Condition()
+        self._closing = False
+        self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
+        self._worker.start()
+
+    def add(self, names: list[str], adapter_dir: Path, tokenizer, template_fingerprint: str, created: int) -> None:
+        """Load an adapter before the first request, and serve it under these names.
+
+        Raises:
+            TemplateError: the tokenizer would prompt it otherwise than it was trained.
+            AdapterError: it does not fit the base, or changes nothing.
+        """
+        from tunesmith.engine.fast import fuse
+        from tunesmith.methods import lora
+
+        if fingerprint(tokenizer) != template_fingerprint:
+            raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
+                                why=f"fingerprint {fingerprint(tokenizer)}, the release's is {template_fingerprint}",
+                                fix="restore the release's tokenizer directory")
+        inside = f"a{sum(1 for s in self.served.values() if s.adapter)}"
+        self._model = lora.load(self._model, adapter_dir, name=inside)
+        fuse(self._model)
+        self._probe(inside, tokenizer, adapter_dir)
+        stops = frozenset(stop_ids(tokenizer))
+        for name in names:
+            self.served[name] = Served(name, inside, tokenizer, stops, created, str(adapter_dir))
+
+    def find(self, name: str) -> Served:
+        """Raises NotFoundError for a name that is not served; never falls back to the base."""
+        if name not in self.served:
+            raise NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
+                                why=f"served here: {', '.join(self.served)}")
+        return self.served[name]
+
+    def submit(self, served: Served, request: Request, on_token: Callable[[Token], None],
+               on_error: Callable[[BaseException], None]) -> Job:
+        """Queue a request. The callbacks run on the worker's thread: keep them short."""
+        job = Job(served.adapter, request, served.stop_ids, on_token, on_error)
+        with self._news:
+            self._waiting.append(job)
+            self._news.notify()
+        return job
+
+    def close(self) -> None:
+        with self._news:
+            self._closing = True
+            for job in self._waiting:
+                job.cancel()
+            self._news.notify()
+        self._worker.join(timeout=60)
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            try:
+                with self._using(batch[0].adapter):
+                    stops = set().union(*(j.stop_ids for j in batch))
+                    for token in generate(self._model, [j.request for j in batch], stops,
+                                          lambda row, batch=batch: batch[row].cancelled or self._closing):
+                        batch[token.row].on_token(token)
+            except Exception as error:
+                for job in batch:
+                    job.on_error(error)
+
+    def _next_batch(self) -> list[Job]:
+        """The oldest request and its companions; empty when closing."""
+        with self._news:
+            self._news.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                return []
+            adapter = self._waiting[0].adapter
+            batch = [j for j in self._waiting if j.adapter == adapter][:MAX_BATCH]
+            for job in batch:
+                self._waiting.remove(job)
+            return batch
+
+    def _using(self, adapter: str | None):
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+            return nullcontext()
+        return self._model.disable_adapter() if hasattr(self._model, "disable_adapter") else nullcontext()
+
+    def _probe(self, adapter: str, tokenizer, adapter_dir: Path) -> None:
+        """An adapter that is loaded and answers like the base is the quietest of all failures."""
+        import torch
+
+        ids = torch.tensor([generation_prompt(tokenizer, PROBES["one_turn"][0][:1])], device=self._model.device)
+        logits = []
+        for name in (None, adapter):
+            with torch.inference_mode(), self._using(name):
+                logits.append(self._model(input_ids=ids, use_cache=False).logits[:, -1])
+        if torch.equal(*logits):
+            raise AdapterError("the adapter changes nothing", where=str(adapter_dir),
+                               why="a probe question has the same logits with it and without it",
+                               fix="train it again; its weights may never have been saved")

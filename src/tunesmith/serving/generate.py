@@ -1,0 +1,123 @@
+"""Batched generation: one loop for evaluation and serving, so that what was measured is what is served.
+
+Shapes: B = rows of the batch (a finished row leaves it), L = longest prompt, V = vocabulary.
+Prompts are padded on the left and positions count real tokens only, so a row's logits do not depend on its company
+beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    prompt: list[int]
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: greedy, always the most likely token."""
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    row: int
+    """Which request."""
+    id: int | None
+    """None when the row ends without a further token: its stop token is not part of the answer."""
+    finish: Literal["stop", "length"] | None = None
+
+
+def generate(model, requests: list[Request], stop_ids: set[int],
+             cancelled: Callable[[int], bool] = lambda _row: False) -> Iterator[Token]:
+    """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens."""
+    device = next(model.parameters()).device
+    samplers = [_Sampler(r, device) for r in requests]
+    rows = list(range(len(requests)))
+    made = [0] * len(requests)
+    ids_BL, mask_BL = _left_padded([r.prompt for r in requests], device)
+    position_B = mask_BL.sum(1, keepdim=True) - 1
+    cache = None
+    last = torch.tensor([-1], device=device)  # a slice would be strided, and matmul would copy the head once a row
+    with torch.inference_mode():
+        while rows:
+            positions = position_B if cache is not None else (mask_BL.cumsum(1) - 1).clamp(min=0)
+            out = model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions, past_key_values=cache,
+                        use_cache=True, logits_to_keep=last)
+            cache = out.past_key_values
+            chosen_B = [samplers[row](logits_V) for row, logits_V in zip(rows, out.logits[:, -1].float(), strict=True)]
+            stay = []
+            for at, (row, token) in enumerate(zip(rows, chosen_B, strict=True)):
+                made[row] += 1
+                if cancelled(row) or token in stop_ids:
+                    yield Token(row, None, "stop")
+                elif made[row] == requests[row].max_new_tokens:
+                    yield Token(row, token, "length")
+                else:
+                    yield Token(row, token)
+                    stay.append(at)
+            if not stay:
+                return
+            if len(stay) < len(rows):
+                keep = torch.tensor(stay, device=device)
+                cache.batch_select_indices(keep)
+                mask_BL, position_B = mask_BL[keep], position_B[keep]
+                rows = [rows[i] for i in stay]
+            ids_BL = torch.tensor([[chosen_B[i]] for i in stay], device=device)
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], 1)
+            position_B = position_B + 1
+
+
+class _Sampler:
+    """Next token of one row, from its own random stream, so that company in the batch does not change it."""
+
+    def __init__(self, request: Request, device):
+        self.request = request
+        self.random = torch.Generator(device=device)
+        if request.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(request.seed)
+
+    def __call__(self, logits_V: torch.Tensor) -> int:
+        r = self.request
+        if r.temperature == 0.0:
+            return int(logits_V.argmax())
+        p_V = (logits_V / r.temperature).softmax(-1)
+        if r.top_p < 1.0:
+            sorted_V, order_V = p_V.sort(descending=True)
+            sorted_V[sorted_V.cumsum(0) - sorted_V >= r.top_p] = 0.0
+            p_V = torch.zeros_like(p_V).scatter(0, order_V, sorted_V)
+        return int(torch.multinomial(p_V, 1, generator=self.random))
+
+
+def _left_padded(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(p) for p in prompts)
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+def answers(model, tokenizer, prompts: list[list[int]], stop_ids: set[int], *, max_new_tokens: int,
+            batch_size: int) -> list[tuple[str, bool]]:
+    """Greedy answers, each with whether it ended by its stop token. Prompts of like length share a batch."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    result: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    for batch in range(math.ceil(len(order) / batch_size)):
+        part = order[batch * batch_size : (batch + 1) * batch_size]
+        tokens: list[list[int]] = [[] for _ in part]
+        stopped = [False] * len(part)
+        requests = [Request(prompt=prompts[i], max_new_tokens=max_new_tokens) for i in part]
+        for t in generate(model, requests, stop_ids):
+            if t.id is not None:
+                tokens[t.row].append(t.id)
+            stopped[t.row] = t.finish == "stop"
+        for row, i in enumerate(part):
+            result[i] = (tokenizer.decode(tokens[row], skip_special_tokens=True), stopped[row])
+    return result
