@@ -1,0 +1,43 @@
+"""The `tunesmith` command: its verbs, and how errors leave it.
+
+`tunesmith VERB --json` prints exactly one JSON document on stdout; everything for people goes to stderr.
+Exit codes: 0 done, 1 failed, 2 wrong usage or invalid input, 3 a gate refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tunesmith.cli import channel, check, data, evaluate, init, look, release, run, serve, train, verify
+
+app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_help=True, rich_markup_mode=None,
+                  add_completion=False, pretty_exceptions_enable=False)
+for verb in (init.init, check.check, train.train, evaluate.eval_, release.release, run.run, channel.promote,
+             channel.rollback, serve.serve, look.runs, look.show):
+    app.command(name=verb.__name__.rstrip("_"))(verb)
+app.add_typer(data.app, name="data")
+app.add_typer(verify.app, name="verify")
+
+
+@app.callback()
+def _root() -> None:
+    """Fine-tuning with proof: recipe in, audited, evaluated, gated release out."""
+
+
+def main() -> None:
+    """Entry point. Known errors become a message and their exit code; a bug keeps its traceback."""
+    from tunesmith.cli.output import fail
+    from tunesmith.errors import TunesmithError
+
+    try:
+        app()
+    except TunesmithError as error:
+        sys.exit(fail(error, as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, such as `| head`
+        sys.stderr.close()
+        sys.exit(1)

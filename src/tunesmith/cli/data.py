@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.output import Json, emit, say
+
+app = typer.Typer(help="Prepare, audit and look at the data of a recipe.", no_args_is_help=True, rich_markup_mode=None)
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE")]
+TRAINED, PLAIN = "\033[1;32m", "\033[0m"
+
+
+@app.command()
+def prepare(recipe: Recipe, as_json: Json = False) -> None:
+    """Make the dataset: read, normalise, audit, split, render."""
+    from tunesmith import verbs
+
+    made = verbs.prepare(recipe, say=say)
+    emit(made, as_json, [f"{made['dataset_id']}  {made['path']}"] + [f"  {k}: {v:,}" for k, v in made["counts"].items()])
+
+
+@app.command()
+def audit(recipe: Recipe, as_json: Json = False) -> None:
+    """Findings: duplicates, contradictions, leaks into the test sets, rows that do not fit."""
+    from tunesmith import verbs
+
+    made = verbs.prepare(recipe, say=say)
+    lines = []
+    for f in made["findings"]:
+        lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
+    emit(made, as_json, lines or ["no findings"])
+
+
+@app.command()
+def show(
+    recipe: Recipe,
+    part: Annotated[str, typer.Option(help="train, or the name of a test set.")] = "train",
+    first: Annotated[int, typer.Option(min=0, help="Number of the first row.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Rows as the model sees them: rendered text, tokens, and which of them are trained."""
+    from tunesmith import verbs
+
+    shown = verbs.show_rows(recipe, part=part, first=first, count=count, say=say)
+    emit(shown, as_json, [line for row in shown["rows"] for line in _row_lines(row, ids)])
+
+
+def _row_lines(row: dict, ids: bool) -> list[str]:
+    colour = sys.stdout.isatty()
+    begin, end = (TRAINED, PLAIN) if colour else ("⟦", "⟧")
+    text, on = "", False
+    for t in row["tokens"]:
+        if t["trained"] != on:
+            text, on = text + (begin if t["trained"] else end), t["trained"]
+        text += t["text"] + (f"‹{t['id']}›" if ids else "")
+    trained = sum(t["trained"] for t in row["tokens"])
+    return [f"── {row['where']}  ({len(row['tokens'])} tokens, {trained} trained)", text + (end if on else ""), ""]

@@ -1,0 +1,200 @@
+"""The verbs as functions: what `tunesmith VERB` does, for Python. `import tunesmith; tunesmith.run("recipe.yaml")`.
+
+Each returns the JSON document that the command prints with --json. Paths in it are absolute. `say` gets the lines a
+person would read; the default is silence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+
+def _silent(_line: str) -> None:
+    return None
+
+
+def check(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """`{ok, problems, estimate, dataset_id}`."""
+    from tunesmith.training.check import check as check_recipe
+
+    return check_recipe(recipe, say)
+
+
+def prepare(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """`{dataset_id, path, counts, findings}`. Raises DataError for rows that cannot be used."""
+    dataset, _tokenizer = _dataset(recipe, say)
+    return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
+            "findings": dataset.manifest["findings"]}
+
+
+def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count: int = 3, say: Say = _silent) -> dict:
+    """Rendered rows: `rows[{where, text, tokens[{id, text, trained}]}]`."""
+    from tunesmith.errors import UsageError
+
+    dataset, tokenizer = _dataset(recipe, say)
+    if part not in ("train", *dataset.tests):
+        raise UsageError(f"no part {part!r}", fix=f"one of train, {', '.join(dataset.tests)}")
+    rows, tokens = dataset.rows(part), dataset.tokens(part)
+    shown = []
+    for i in range(first, min(first + count, len(rows))):
+        ids, trained = tokens[i]
+        pieces = [{"id": t, "text": tokenizer.decode([t]), "trained": on} for t, on in zip(ids, trained, strict=True)]
+        shown.append({"where": rows[i].where, "text": tokenizer.decode(ids), "tokens": pieces})
+    return {"dataset_id": dataset.id, "counts": dataset.manifest["counts"], "findings": dataset.manifest["findings"],
+            "part": part, "rows": shown}
+
+
+def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
+    """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
+    from tunesmith.training.run import train as train_recipe
+
+    return train_recipe(recipe, resume=resume, say=say)
+
+
+def evaluate(run: str, *, say: Say = _silent) -> dict:
+    """`{report_path, metrics{name: {base, tuned, delta, ci95}}, sets, conclusion, worry}` of a run, or of a release's run."""
+    from tunesmith.evals.run import evaluate as evaluate_run
+    from tunesmith.evals.run import summary
+
+    found = _run_of(run)
+    report = evaluate_run(found, say)
+    return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
+
+
+def release(run: str, *, say: Say = _silent) -> dict:
+    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], path}`."""
+    from tunesmith.releases.bundle import release as release_run
+    from tunesmith.training.run import Run
+
+    return release_run(Run.find(run), say)
+
+
+def run(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """check, train, eval and release in one document, with the seconds of each phase.
+
+    Raises:
+        DataError: the check found errors; nothing was trained.
+    """
+    from tunesmith.errors import DataError, Problem
+
+    seconds: dict[str, float] = {}
+
+    def phase(name: str, verb: Callable[[], dict]) -> dict:
+        began = time.monotonic()
+        result = verb()
+        seconds[name] = round(time.monotonic() - began, 1)
+        return result
+
+    checked = phase("check", lambda: check(recipe, say=say))
+    if not checked["ok"]:
+        raise DataError("the recipe is not ready to be trained", where=str(recipe),
+                        problems=[Problem(**p) for p in checked["problems"] if p["severity"] == "error"])
+    trained = phase("train", lambda: train(recipe, say=say))
+    if trained["status"] != "finished":
+        return {**checked, **trained, "seconds": seconds}
+    evaluated = phase("eval", lambda: evaluate(trained["run_id"], say=say))
+    released = phase("release", lambda: release(trained["run_id"], say=say))
+    return {**checked, **trained, **evaluated, **released, "seconds": seconds}
+
+
+def promote(release: str, channel: str, *, why: str = "") -> dict:
+    """`{channel, release_id, previous}`."""
+    from tunesmith.releases.bundle import Release
+    from tunesmith.releases.channel import promote as move
+
+    return move(Release.find(release), channel, why)
+
+
+def rollback(channel: str, *, why: str = "") -> dict:
+    """`{channel, release_id, previous}`."""
+    from tunesmith.releases.channel import rollback as move
+
+    return move(channel, why)
+
+
+def runs() -> dict:
+    """`{runs[...], releases[...]}`, newest first."""
+    from tunesmith.releases.bundle import all_releases
+    from tunesmith.training.run import all_runs
+
+    return {"runs": all_runs(), "releases": [{k: m[k] for k in ("release_id", "name", "created", "run_id", "metrics")}
+                                             for m in all_releases()]}
+
+
+def show(name: str) -> dict:
+    """A run's state, a release's manifest or a channel's history, with `kind`. Raises NotFoundError."""
+    from tunesmith.errors import NotFoundError
+    from tunesmith.releases.bundle import Release
+    from tunesmith.releases.channel import current
+    from tunesmith.training.run import Run
+
+    if name.startswith("rel-"):
+        found = Release.find(name)
+        return {"kind": "release", "path": str(found.path), **found.manifest}
+    try:
+        return {"kind": "run", **Run.find(name).state}
+    except NotFoundError as missing:
+        try:
+            return {"kind": "channel", **current(name)}
+        except NotFoundError:
+            raise missing from None
+
+
+def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """`{identical, message, ...}`: packed rows against each row alone."""
+    from tunesmith.training.prove import packing
+
+    return packing(recipe, say)
+
+
+def verify_resume(recipe: str | Path, *, steps: int = 4, say: Say = _silent) -> dict:
+    """`{identical, message, ...}`: a resumed training against the uninterrupted one."""
+    from tunesmith.training.prove import resume
+
+    return resume(recipe, steps, say)
+
+
+def verify_release(release: str) -> dict:
+    """`{identical, message}`. Raises StoreError naming the first file that differs."""
+    from tunesmith.releases.bundle import Release
+
+    found = Release.find(release)
+    return {"identical": True, "release_id": found.id, "message": f"{len(found.manifest['files'])} files of {found.id} are as "
+            "they were released"}
+
+
+def init(directory: str | Path, *, example: str = "addresses") -> dict:
+    """Copy an example: a recipe and real data that run as they are. `{path, recipe}`. Never overwrites."""
+    from tunesmith.recipe.examples import copy
+
+    return copy(example, Path(directory))
+
+
+def _dataset(recipe: str | Path, say: Say):
+    from tunesmith.data.prepare import prepare as prepare_data
+    from tunesmith.models.base import resolve
+    from tunesmith.recipe.load import load
+    from tunesmith.training.run import tokenizer_for
+
+    loaded = load(recipe)
+    tokenizer = tokenizer_for(resolve(loaded.recipe.base, loaded.folder), loaded)
+    return prepare_data(loaded, tokenizer, say), tokenizer
+
+
+def _run_of(name: str):
+    """A run by its id, or the newest run of a recipe, or the run that a release was made from."""
+    from tunesmith.errors import NotFoundError
+    from tunesmith.releases.bundle import Release
+    from tunesmith.training.run import Run, all_runs
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        path = str(Path(name).absolute())
+        made = [s for s in all_runs() if s["recipe_path"] == path and s["status"] == "finished"]
+        if not made:
+            raise NotFoundError("this recipe has no finished run", where=path, fix=f"tunesmith train {name}")
+        return Run.find(made[0]["run_id"])
+    return Run.find(Release.find(name).manifest["run_id"] if name.startswith("rel-") else name)
