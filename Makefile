@@ -1,0 +1,31 @@
+# make demo    from a clone to a released, served model, with the proof
+# make test    the whole test suite
+# make setup   .venv with everything (both call it; seconds when nothing changed)
+#
+# A torch that is already in .venv is kept: create .venv and install yours first if you have a GPU.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+
+.PHONY: setup demo test lint clean
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TORCH)'
+	@$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' > .venv/torch.txt
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv .tunesmith .pytest_cache .ruff_cache
