@@ -105,17 +105,21 @@ def read(archive, name):
     return list(kept.values())
 
 
-def draw(pool, count, away_from):
+def unlike(rows, others):
+    return (row for row in rows if not any(near(row, other) for other in others))
+
+
+def draw_evenly(pool, count, away_from):
     """Take rows by (shape, town): a cell of n rows gets about sqrt(n) shares, and one before any gets two.
 
-    Plain sampling would give 54% one shape and 64% one town; here rare shapes and small towns are seen too.
+    For train: plain sampling would give 54% one shape and 64% one town; here rare shapes and small towns are seen too.
     """
     cells = defaultdict(list)
     for row in shuffle(pool):
         cells[row.shape, row.town].append(row)
     turns = [(i / math.sqrt(len(cell)), row) for cell in cells.values() for i, row in enumerate(cell)]
     in_turn = (row for _, row in sorted(turns, key=lambda turn: turn[0]))
-    return list(islice((row for row in in_turn if not any(near(row, other) for other in away_from)), count))
+    return list(islice(unlike(in_turn, away_from), count))
 
 
 def halves(rows):
@@ -131,14 +135,15 @@ def halves(rows):
 
 
 def split(county, hand):
-    """County: by street name; test gets only shapes that train can show, then train only rows unlike any test row."""
+    """County: by street name. Test is a plain draw, the county as it is; train an even one, unlike any test row."""
     hand_train, hand_test = halves(hand)
     pools = {True: [], False: []}
     for row in county:
         pools[int(digest(row.street), 16) % 6 == 0].append(row)  # one street name in six goes to test
     shapes = {row.shape for row in pools[False]}
-    test = draw([row for row in pools[True] if row.shape in shapes], TEST_ROWS, hand_train)
-    train = draw(pools[False], TRAIN_ROWS, test + hand_test)
+    county_as_it_is = shuffle(row for row in pools[True] if row.shape in shapes)
+    test = list(islice(unlike(county_as_it_is, hand_train), TEST_ROWS))
+    train = draw_evenly(pools[False], TRAIN_ROWS, test + hand_test)
     return {"train": train, "test": test, "hand_train": hand_train, "hand_test": hand_test}
 
 
