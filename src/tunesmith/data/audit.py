@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, fold, key
@@ -45,7 +46,7 @@ def drop_exact_duplicates(rows: list[Row]) -> tuple[list[Row], list[Finding]]:
 def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None) -> list[Finding]:
     """Findings over the rows that will be trained on and the sets that must not leak into them."""
     findings = [*_contradictions(train), *_size(train)]
-    index = Index(near) if near is not None else None
+    index = Index(train, near) if near is not None else None
     if index:
         findings += _near_duplicates(train, index)
     for name, rows in held_out.items():
@@ -82,9 +83,8 @@ def _size(train: list[Row]) -> list[Finding]:
 
 def _near_duplicates(train: list[Row], index: Index) -> list[Finding]:
     pairs = []
-    for row in train:
-        pairs += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in list(index.near(row))[:1]]
-        index.add(row)
+    for i, row in enumerate(train):
+        pairs += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in islice(index.near(row, before=i), 1)]
     if not pairs:
         return []
     return [Finding("near_duplicate", "info", len(pairs),
@@ -99,7 +99,7 @@ def _leaks(train: list[Row], name: str, rows: list[Row], index: Index | None) ->
         if key(row) in trained:
             exact.append(f"{row.where} = {trained[key(row)].where}")
         elif index:
-            near += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in list(index.near(row))[:1]]
+            near += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in islice(index.near(row), 1)]
     found = []
     for kind, pairs, how in (("exact", exact, "stand in train"), ("near", near, "nearly stand in train")):
         if pairs:

@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from tunesmith.data.read import SHOWN_PROBLEMS, Record, kind_of
+from tunesmith.data.read import Record, kind_of
 from tunesmith.data.rows import Message, Row
 from tunesmith.errors import DataError, Problem
 
@@ -32,8 +33,8 @@ def detect(value: dict) -> str | None:
     return next((name for name, (keys, _) in FORMATS.items() if keys <= value.keys()), None)
 
 
-def normalise(records: Iterable[Record], fmt: str = "auto") -> list[Row]:
-    """Chat rows of one file.
+def normalise(records: Iterable[Record | Problem], fmt: str = "auto") -> list[Row]:
+    """Chat rows of one file. Every record is a row or a problem.
 
     Raises:
         DataError: listing each bad row as `file:line: field`, or the first two rows whose formats differ.
@@ -42,6 +43,9 @@ def normalise(records: Iterable[Record], fmt: str = "auto") -> list[Row]:
     problems: list[Problem] = []
     first: tuple[str, str] | None = None
     for record in records:
+        if isinstance(record, Problem):
+            problems.append(record)
+            continue
         found = detect(record.value) if fmt == "auto" else fmt
         if found is None:
             problems.append(Problem(code="unknown_format", where=record.where,
@@ -59,9 +63,7 @@ def normalise(records: Iterable[Record], fmt: str = "auto") -> list[Row]:
             field, message, fix = bad.args
             problems.append(Problem(code="bad_row", where=f"{record.where}: {field}", message=message, fix=fix))
     if problems:
-        shown = problems[:SHOWN_PROBLEMS]
-        more = f" (the first {len(shown)} are shown)" if len(problems) > len(shown) else ""
-        raise DataError(f"{len(problems)} of {len(problems) + len(rows)} rows cannot be used{more}", problems=shown)
+        raise DataError(f"{len(problems)} of {len(problems) + len(rows)} rows cannot be used", problems=problems)
     return rows
 
 
@@ -76,25 +78,25 @@ def _openai(record: Record) -> Row:
 def _sharegpt(record: Record) -> Row:
     turns = _list(record.value, "conversations")
     messages = [_message(m, f"conversations[{i}]", "from", "value") for i, m in enumerate(turns)]
-    system = record.value.get("system")
-    return _row(([{"role": "system", "content": system}] if system else []) + messages, record)
+    return _row(_system(record.value) + messages, record)
 
 
 def _alpaca(record: Record) -> Row:
     value = record.value
-    ask, extra = _text(value, "instruction"), value.get("input") or ""
-    if not isinstance(extra, str):
-        raise _Bad("input", f"a {kind_of(extra)} where text belongs", None)
+    ask, extra = _text(value, "instruction"), "" if value.get("input") is None else _text(value, "input")
     messages = [{"role": "user", "content": f"{ask}\n\n{extra}" if extra else ask},
-                {"role": "assistant", "content": _text(value, "output")}]
-    system = value.get("system")
-    return _row(([{"role": "system", "content": system}] if system else []) + messages, record)
+                {"role": "assistant", "content": _answer(value, "output")}]
+    return _row(_system(value) + messages, record)
+
+
+def _system(value: dict) -> list[Message]:
+    return [{"role": "system", "content": _text(value, "system")}] if value.get("system") else []
 
 
 def _prompt_completion(record: Record) -> Row:
     value = record.value
     return _row([{"role": "user", "content": _text(value, "prompt")},
-                 {"role": "assistant", "content": _text(value, "completion")}], record)
+                 {"role": "assistant", "content": _answer(value, "completion")}], record)
 
 
 _READERS = {"openai": _openai, "sharegpt": _sharegpt, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
@@ -121,35 +123,66 @@ def _message(value, field: str, role_key: str, text_key: str) -> Message:
     if role not in ROLES:
         raise _Bad(f"{field}.{role_key}", f"unknown role {role!r}", f"one of {', '.join(ROLES)}")
     message: Message = {"role": role}
-    calls = value.get("tool_calls")
-    content = value.get(text_key)
-    message["content"] = "" if content is None and calls else _content(content, f"{field}.{text_key}")
-    if role == "assistant" and not calls and not message["content"].strip():
-        raise _Bad(f"{field}.{text_key}", "an empty answer", "write the answer, or drop the row")
+    calls = _tool_calls(value["tool_calls"], f"{field}.tool_calls") if value.get("tool_calls") else None
+    if calls and value.get(text_key) is None:
+        message["content"] = ""
+    elif role == "assistant" and not calls:
+        message["content"] = _answer(value, text_key, f"{field}.")
+    else:
+        message["content"] = _text(value, text_key, f"{field}.")
     if "weight" in value:
         if role != "assistant" or value["weight"] not in (0, 1) or isinstance(value["weight"], bool):
-            raise _Bad(f"{field}.weight", f"{value['weight']!r} on a {role} message",
+            raise _Bad(f"{field}.weight", f"{value['weight']!r} on a message of role {role}",
                        "weight is 0 or 1 and belongs to assistant messages")
         message["weight"] = value["weight"]
-    return message | {k: value[k] for k in ("name", "tool_calls", "tool_call_id") if value.get(k) is not None}
+    kept = {k: value[k] for k in ("name", "tool_call_id") if value.get(k) is not None}
+    return message | ({"tool_calls": calls} if calls else {}) | kept
 
 
-def _content(value, field: str) -> str:
+def _tool_calls(calls, field: str) -> list[dict]:
+    """Calls as templates take them: OpenAI writes the arguments as JSON text, templates write JSON themselves."""
+    if not isinstance(calls, list):
+        raise _Bad(field, f"a {kind_of(calls)} where a list of calls belongs", None)
+    read = []
+    for i, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _Bad(f"{field}[{i}]", "not a call", 'write {"type": "function", "function": {"name", "arguments"}}')
+        arguments = function.get("arguments", {})
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError) as error:
+            raise _Bad(f"{field}[{i}].function.arguments", f"not JSON: {error}", None) from error
+        if not isinstance(arguments, dict):
+            raise _Bad(f"{field}[{i}].function.arguments", f"a {kind_of(arguments)} where a mapping belongs", None)
+        read.append(call | {"function": function | {"arguments": arguments}})
+    return read
+
+
+def _text(value: dict, key: str, within: str = "") -> str:
     """Text, or OpenAI content parts of type text joined."""
-    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-        value = "".join(p.get("text") or "" for p in value)
-    if not isinstance(value, str):
-        raise _Bad(field, f"a {kind_of(value)} where text belongs",
+    found = value.get(key)
+    if isinstance(found, list) and found and all(_is_text_part(p) for p in found):
+        return "".join(p["text"] for p in found)
+    if not isinstance(found, str):
+        raise _Bad(f"{within}{key}", f"a {kind_of(found)} where text belongs",
                    'write one string, or parts of the form {"type": "text", "text": "..."}')
-    return value
+    return found
 
 
-def _text(value: dict, field: str) -> str:
-    return _content(value.get(field), field)
+def _is_text_part(part) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def _list(value: dict, field: str) -> list:
-    if not isinstance(value[field], list) or not value[field]:
-        raise _Bad(field, f"{'an empty list' if value[field] == [] else 'a ' + kind_of(value[field])} where a list of "
-                   "messages belongs", None)
-    return value[field]
+def _answer(value: dict, key: str, within: str = "") -> str:
+    text = _text(value, key, within)
+    if not text.strip():
+        raise _Bad(f"{within}{key}", "an empty answer", "write the answer, or drop the row")
+    return text
+
+
+def _list(value: dict, key: str) -> list:
+    found = value.get(key)
+    if not isinstance(found, list) or not found:
+        raise _Bad(key, f"{'an empty list' if found == [] else 'a ' + kind_of(found)} where a list of messages belongs", None)
+    return found

@@ -56,8 +56,8 @@ class Dataset:
 
     def rows(self, part: str) -> list[Row]:
         """Rows of `train` or of a test set."""
-        lines = (self.path / _rows_file(part)).read_text(encoding="utf-8").splitlines()
-        return [Row(r["messages"], r["where"], r.get("tools")) for r in map(json.loads, lines)]
+        with open(self.path / _rows_file(part), encoding="utf-8", newline="\n") as lines:
+            return [Row(r["messages"], r["where"], r.get("tools")) for r in map(json.loads, lines)]
 
     def tokens(self, part: str) -> Tokens:
         return Tokens(self.path, _stem(part))
@@ -110,6 +110,7 @@ class _Sources:
     train: list[Path]
     tests: dict[str, list[Path]]
     evals: dict[str, list[Path]] = field(default_factory=dict)
+    """By path as the recipe wrote it, with a dot or slash in it: no test set is called that."""
 
     def all(self) -> dict[str, list[Path]]:
         return {TRAIN: self.train, **{f"test:{n}": f for n, f in self.tests.items()},
@@ -125,8 +126,9 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
     config = loaded.recipe.data
     sources = _find_sources(loaded)
     inputs = {
-        "sources": {part: [sha256_file(f) for f in files] for part, files in sources.all().items()},
-        "settings": config.model_dump(mode="json", exclude={"train", "test", "evals"}) | {"tests": list(sources.tests)},
+        "sources": [[sha256_file(f) for f in files] for files in sources.all().values()],
+        "settings": config.model_dump(mode="json", exclude={"train", "test", "evals", "template"}),
+        "tests": list(sources.tests),
         "seed": loaded.recipe.train.seed if not sources.tests else None,
         "template": fingerprint(tokenizer),
         "code": code_digest(),
@@ -160,11 +162,12 @@ def _find_sources(loaded: Loaded) -> _Sources:
     config = loaded.recipe.data
     named = config.test if isinstance(config.test, dict) else {"test": config.test} if config.test else {}
     for name in named:
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise DataError(f"test set name {name!r}", where=str(loaded.path), fix="letters, digits, - and _ only")
+        if name == TRAIN or not name.replace("_", "").replace("-", "").isalnum():
+            raise DataError(f"{name!r} cannot be the name of a test set", where=str(loaded.path),
+                            fix=f"letters, digits, - and _ only, and not {TRAIN!r}")
     return _Sources(find_files(config.train, loaded.folder),
                     {name: find_files(files, loaded.folder) for name, files in named.items()},
-                    {Path(e).stem: find_files(e, loaded.folder) for e in config.evals})
+                    {e if "." in e or "/" in e else f"./{e}": find_files(e, loaded.folder) for e in config.evals})
 
 
 def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str, tuple[list[Row], list[Rendered]]]]:
@@ -188,9 +191,11 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str,
         findings.append(Finding("overlong", "warning", len(overlong),
                                 f"{len(overlong)} rows are longer than {config.max_tokens} tokens and were dropped whole",
                                 "raise data.max_tokens, or shorten them", overlong[:3]))
+    for part, (_rows, rendered) in parts.items():
+        if not rendered:
+            raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",
+                            fix="raise data.max_tokens, or shorten them")
     rendered = parts[TRAIN][1]
-    if not rendered:
-        raise DataError("no training row is left", fix="see the findings, or raise data.max_tokens")
     counts = {"rows_read": read, "train": len(rendered), **{f"test:{n}": len(parts[n][0]) for n in tests},
               "tokens": sum(len(r.ids) for r in rendered), "trained_tokens": sum(sum(r.trained) for r in rendered),
               "longest": max(len(r.ids) for r in rendered)}
@@ -214,10 +219,16 @@ def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple
         try:
             rows += normalise(read_records(path, name), config.format)
         except DataError as error:
-            problems += error.problems or [Problem(code="unreadable", message=error.what, where=error.where, fix=error.fix)]
+            problems += error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
+                                                   message=f"{error.what}: {error.why}" if error.why else error.what)]
     if problems:
-        raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data", problems=problems[:SHOWN_PROBLEMS])
+        raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data{_shown(problems)}",
+                        problems=problems[:SHOWN_PROBLEMS])
     return rows, None
+
+
+def _shown(problems: list[Problem]) -> str:
+    return f" (the first {SHOWN_PROBLEMS} are shown)" if len(problems) > SHOWN_PROBLEMS else ""
 
 
 def _render_all(part: str, rows: list[Row], tokenizer, max_tokens: int, on_overflow: str):
@@ -240,7 +251,7 @@ def _render_all(part: str, rows: list[Row], tokenizer, max_tokens: int, on_overf
             problems.append(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
                                     f"{max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
     if problems:
-        raise DataError(f"{len(problems)} of {len(rows)} rows of {part!r} cannot be used as they are",
+        raise DataError(f"{len(problems)} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems)}",
                         problems=problems[:SHOWN_PROBLEMS])
     return kept, dropped
 

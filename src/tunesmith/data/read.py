@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.errors import DataError, Problem
 
@@ -32,10 +33,11 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     """
     files: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        full = str(folder / Path(pattern).expanduser())
-        found = [Path(full)] if Path(full).exists() else [Path(p) for p in sorted(glob.glob(full, recursive=True))]
+        name = Path(pattern).expanduser()
+        found = [folder / name] if (folder / name).exists() else [
+            folder / p for p in sorted(glob.glob(str(name), root_dir=folder, recursive=True))]
         if not found:
-            raise DataError(f"data file {pattern!r} does not exist", where=full,
+            raise DataError(f"data file {pattern!r} does not exist", where=str(folder / name),
                             fix="paths in a recipe are relative to the recipe")
         for path in found:
             files += sorted(p for p in path.iterdir() if _readable(p)) if path.is_dir() else [path]
@@ -61,52 +63,53 @@ def read_text(path: Path, name: str | None = None) -> str:
                         fix="convert the file to UTF-8") from error
 
 
-def read_records(path: Path, name: str | None = None) -> Iterator[Record]:
-    """JSON objects of one file, which messages call `name`.
+def read_records(path: Path, name: str | None = None) -> Iterator[Record | Problem]:
+    """JSON objects of one file, which messages call `name`. A line that is none comes as a Problem.
 
     Raises:
-        DataError: naming every line that is not a JSON object (the first 20), or that the file is empty.
+        DataError: the file is empty, not UTF-8, or a broken array.
     """
     text = read_text(path, name)
     name = name or str(path)
-    if not text.strip():
+    values = _array(name, text) if text.lstrip().startswith("[") else _lines(name, text)
+    empty = True
+    for where, value in values:
+        empty = False
+        if isinstance(value, Problem):
+            yield value
+        elif isinstance(value, dict):
+            yield Record(value, where)
+        else:
+            yield Problem(code="not_an_object", where=where, message=f"a {kind_of(value)} where a JSON object belongs")
+    if empty:
         raise DataError("the file is empty", where=name, fix="give it at least one row")
-    if text.lstrip().startswith("["):
-        yield from _array(name, text)
-        return
-    problems = []
-    count = 0
+
+
+def _lines(name: str, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            problems.append(Problem(code="malformed_json", where=where, message=f"not JSON: {error}",
-                                    fix="one complete JSON object a line"))
-            continue
-        if isinstance(value, dict):
-            count += 1
-            yield Record(value, where)
-        else:
-            problems.append(Problem(code="not_an_object", where=where,
-                                    message=f"a {kind_of(value)} where a JSON object belongs"))
-    if problems:
-        raise DataError(f"{len(problems)} of {count + len(problems)} lines cannot be read", where=name,
-                        problems=problems[:SHOWN_PROBLEMS])
+            yield where, _parse(line)
+        except (ValueError, RecursionError) as error:
+            yield where, Problem(code="malformed_json", where=where, message=f"not JSON: {error}",
+                                 fix="one complete JSON object a line")
 
 
-def _array(name: str, text: str) -> Iterator[Record]:
+def _array(name: str, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise DataError("not JSON", where=f"{name}:{line}", why=str(error)) from error
-    for i, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise DataError(f"a {kind_of(value)} where a JSON object belongs", where=f"{name}: item {i + 1}")
-        yield Record(value, f"{name}: item {i + 1}")
+        values = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError("not JSON", where=f"{name}:{getattr(error, 'lineno', 1)}", why=str(error)) from error
+    yield from ((f"{name}: item {i}", value) for i, value in enumerate(values, 1))
+
+
+def _parse(text: str) -> Any:
+    value = json.loads(text)
+    if "\\ud" in text.lower():  # JSON can spell half of a surrogate pair; no tokenizer and no file takes one
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def kind_of(value) -> str:

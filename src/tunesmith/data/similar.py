@@ -1,37 +1,59 @@
-"""Rows that say nearly the same thing, found fast and verified exactly.
+"""Rows that say nearly the same thing: all of them, found fast.
 
 Two rows are near-duplicates when both their prompts and their answers are: Jaccard similarity of folded character
 5-grams >= threshold, on each side. Prompts that every row shares (a style corpus) or answers that all look alike
 (JSON with the same keys) make no duplicates by themselves.
 
-Candidates come from MinHash LSH (Broder 1997) over the *tagged union* of both sides' shingles. By the mediant
-inequality its similarity is at least the smaller of the two, so one index at the threshold proposes every pair;
-each is then verified with the exact sets.
+Candidates come from a prefix filter (Chaudhuri et al. 2006) over the *tagged union* of both sides' shingles. By the
+mediant inequality its similarity is at least the smaller of the two. In one common order of all shingles, the rarest
+first:
+
+    n shingles, near-duplicates share at least s = threshold * n of them
+    [ the first n - s + k                    ][ the rest ]      the first k shared ones are here, in both sets
+
+Rows that share fewer than k rare shingles are passed over unread; none that is near enough is missed.
 """
 
 from __future__ import annotations
 
-import re
+import math
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 
 from tunesmith.data.rows import Row
+from tunesmith.store.files import canonical_json
 
 GRAM = 5
-PERMUTATIONS = 128
-LSH_SLACK = 0.1
-"""MinHash errs; the index looks this far below the threshold so that verification, not luck, decides."""
+MEET = 0.05
+"""k as a share of n: larger reads more shingles and fewer rows."""
+ROUNDING = 1e-9
+"""0.7 * 10 is a little more than 7."""
+
+
+class _Folding(dict):
+    """Punctuation becomes a space and invisible formatting nothing; letters, vowel signs, digits and symbols stay."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        self[code] = "" if category == "Cf" else " " if category[0] in "PC" else chr(code)
+        return self[code]
+
+
+_FOLDING = _Folding()
 
 
 def fold(text: str) -> str:
     """Case, punctuation, accents' forms and white space folded away."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]", " ", text).split())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.translate(_FOLDING).split())
 
 
 def key(row: Row) -> tuple[str, ...]:
     """Two rows with the same key are exact duplicates."""
-    return tuple(f"{m['role']}\0{fold(m['content'])}" for m in row.messages if m["role"] != "system")
+    return tuple(f"{m['role']}\0{fold(m['content'])}\0{canonical_json(m.get('tool_calls'))}"
+                 for m in row.messages if m["role"] != "system")
 
 
 def shingles(text: str) -> set[str]:
@@ -44,33 +66,41 @@ def jaccard(a: set, b: set) -> float:
 
 
 class Index:
-    """Near-duplicate search among the rows added to it."""
+    """Near-duplicate search among `rows`."""
 
-    def __init__(self, threshold: float):
-        from datasketch import MinHashLSH
-
+    def __init__(self, rows: list[Row], threshold: float):
         self.threshold = threshold
-        self._lsh = MinHashLSH(threshold=max(0.05, threshold - LSH_SLACK), num_perm=PERMUTATIONS)
-        self._rows: list[tuple[Row, set[str], set[str]]] = []
+        self._rows = rows
+        self._count: Counter[str] = Counter()
+        for row in rows:
+            self._count.update(_both_sides(row))
+        self._meet: list[int] = []
+        self._rows_with: dict[str, list[int]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            first, meet = self._prefix(_both_sides(row))
+            self._meet.append(meet)
+            for shingle in first:
+                self._rows_with[shingle].append(i)
 
-    def add(self, row: Row) -> None:
+    def near(self, row: Row, before: int | None = None) -> Iterator[tuple[Row, float]]:
+        """Near-duplicates among the rows (those `before` a number), each with the smaller of both sides' similarities."""
+        first, meet = self._prefix(_both_sides(row))
+        met = Counter(chain.from_iterable(self._rows_with.get(shingle, ()) for shingle in first))
         prompt, answer = shingles(row.prompt), shingles(row.answer)
-        self._lsh.insert(len(self._rows), _minhash(prompt, answer))
-        self._rows.append((row, prompt, answer))
-
-    def near(self, row: Row) -> Iterator[tuple[Row, float]]:
-        """Rows in the index that are near-duplicates, each with its similarity (the smaller of the two sides)."""
-        prompt, answer = shingles(row.prompt), shingles(row.answer)
-        for i in sorted(self._lsh.query(_minhash(prompt, answer))):
-            other, other_prompt, other_answer = self._rows[i]
-            similarity = min(jaccard(prompt, other_prompt), jaccard(answer, other_answer))
+        for i in sorted(i for i, count in met.items() if count >= min(meet, self._meet[i])):
+            if before is not None and i >= before:
+                break
+            other = self._rows[i]
+            similarity = min(jaccard(prompt, shingles(other.prompt)), jaccard(answer, shingles(other.answer)))
             if similarity >= self.threshold:
                 yield other, similarity
 
+    def _prefix(self, found: set[str]) -> tuple[list[str], int]:
+        """The rarest shingles, and how many of them a near-duplicate has among its own rarest."""
+        shared = math.ceil(self.threshold * len(found) - ROUNDING)
+        meet = max(1, min(shared, int(MEET * len(found))))
+        return sorted(found, key=lambda s: (self._count[s], s))[: len(found) - shared + meet], meet
 
-def _minhash(prompt: set[str], answer: set[str]):
-    from datasketch import MinHash
 
-    sketch = MinHash(num_perm=PERMUTATIONS)
-    sketch.update_batch([f"p{s}".encode() for s in sorted(prompt)] + [f"a{s}".encode() for s in sorted(answer)])
-    return sketch
+def _both_sides(row: Row) -> set[str]:
+    return {f"p{s}" for s in shingles(row.prompt)} | {f"a{s}" for s in shingles(row.answer)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import Literal
 
 from tunesmith.data.rows import Row
@@ -10,7 +11,7 @@ from tunesmith.errors import DataError
 
 
 def split(rows: list[Row], share: float, by: Literal["random", "source"], seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, test). Which side a row is on depends on its content (or its file) and the seed, not on its place.
+    """(train, test). Which side a row is on depends on its content (or its file's) and the seed, not on its place.
 
     `source` keeps a file's rows together; the share is then that of files.
 
@@ -18,11 +19,19 @@ def split(rows: list[Row], share: float, by: Literal["random", "source"], seed: 
         DataError: one side would be empty.
     """
     def group(row: Row) -> str:
-        if by == "source":
-            return row.where.rsplit(":", 1)[0]
+        return row.where.rsplit(":", 1)[0] if by == "source" else text(row)
+
+    def text(row: Row) -> str:
         return "\0".join(m["content"] for m in row.messages)
 
-    ranked = sorted({group(r) for r in rows}, key=lambda g: hashlib.sha256(f"{seed}\0{g}".encode()).digest())
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        texts[group(row)].append(text(row))
+
+    def rank(name: str) -> tuple[bytes, str]:
+        return hashlib.sha256("\0".join([str(seed), *sorted(texts[name])]).encode()).digest(), name
+
+    ranked = sorted(texts, key=rank)
     held_out = set(ranked[: max(1, round(share * len(ranked)))])
     train = [r for r in rows if group(r) not in held_out]
     test = [r for r in rows if group(r) in held_out]

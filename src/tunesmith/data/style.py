@@ -15,6 +15,7 @@ from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Style
 
 HEADING = re.compile(r"^\s*(chapter|part|book)\s+([ivxlcdm]+|\d+|[a-z]+)\.?\s*$", re.IGNORECASE)
+"""Only as the first line of its paragraph: inside one, "part gladly." is the end of a wrapped sentence."""
 SPEECH = re.compile("[\"“][^\"“”\n]*(?:[\"”]|$)", re.MULTILINE)
 """A speech that goes on in the next paragraph has no closing mark: it ends with its line."""
 SENTENCE_END = re.compile(r"[.!?][\"”')]*(?:\s|$)")
@@ -38,10 +39,9 @@ class Profile:
 
 def paragraphs(text: str) -> list[str]:
     """Unwrapped paragraphs without headings."""
-    blocks = re.split(r"\n\s*\n", text.replace("\r\n", "\n"))
-    joined = (" ".join(line.strip() for line in b.splitlines() if line.strip() and not HEADING.match(line))
-              for b in blocks)
-    return [p for p in joined if p]
+    blocks = (b.strip().splitlines() for b in re.split(r"\n\s*\n", text.replace("\r\n", "\n")) if b.strip())
+    bodies = (lines[1:] if HEADING.match(lines[0]) else lines for lines in blocks)
+    return [" ".join(line.strip() for line in lines) for lines in bodies if lines]
 
 
 def passages(paras: list[str], words: int) -> list[str]:

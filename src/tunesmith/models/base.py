@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import BaseModelError
-from tunesmith.store.files import sha256_file, sha256_json
+from tunesmith.store.files import read_json, sha256_file, sha256_json
 from tunesmith.store.home import cache
 
 WEIGHTS = (".safetensors",)
@@ -90,14 +90,17 @@ def _open(ref: str, path: Path) -> Base:
 
 
 def _digest_directory(path: Path) -> str:
-    """Digest over the files' digests. Those are remembered by size and time, so that 16 GB are hashed once."""
+    """Digest over the files' digests. Those are remembered by size and times, so that 16 GB are hashed once.
+
+    The change time is among them: a program can set the others back, that one only the system's clock.
+    """
     memory = cache() / "digests.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    known = read_json(memory) if memory.is_file() else {}
     files, fresh = {}, False
     for p in sorted(path.iterdir()):
         if p.suffix in IDENTITY and p.is_file():
             stat = p.stat()
-            key = f"{p.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+            key = f"{p.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
             if key not in known:
                 known[key], fresh = sha256_file(p), True
             files[p.name] = known[key]
@@ -130,15 +133,17 @@ def _dequantise(path: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tunesmith.models.load import quiet_transformers
+    from tunesmith.models.load import quiet_transformers, refuse_missing_weights
 
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # gguf's reader draws a bar of its own
         try:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        except (ValueError, KeyError, NotImplementedError) as error:
+            model, loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32,
+                                                                 output_loading_info=True)
+        except Exception as error:  # a damaged file: struct.error, OverflowError, and tokenizers' bare Exception
             raise BaseModelError("transformers cannot read this GGUF file", where=str(path), why=str(error),
-                                 fix="use the same model as a transformers checkpoint") from error
+                                 fix="fetch it again, or use the same model as a transformers checkpoint") from error
+        refuse_missing_weights(loaded, path)
         # The loaded model still calls itself quantised, and save_pretrained refuses that.
         del model.config.quantization_config
         model.hf_quantizer = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ from tunesmith.models.base import Base
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DAY = time.strptime("2024-07-26", "%Y-%m-%d")
+STOPPED_CLOCK = "{%- macro strftime_now(format) -%}{{- format" + "".join(
+    f" | replace('%{c}', '{time.strftime(f'%{c}', DAY)}')" for c in "YymBbdjAaHMS") + " -}}{%- endmacro -%}"
+"""Put before a template that asks for the date. The day is the one that Llama's templates fall back to."""
 
 
 @contextmanager
@@ -39,6 +45,9 @@ def quiet_transformers() -> Iterator[None]:
 def tokenizer_of(base: Base, template: Path | None = None) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with its own chat template or the one in the file `template`.
 
+    A template that prints today's date gets one that stands still: the same row gives the same tokens tomorrow, and
+    the release prompts as its adapter was trained.
+
     Raises:
         BaseModelError: it has no tokenizer, or there is no such template.
     """
@@ -47,14 +56,16 @@ def tokenizer_of(base: Base, template: Path | None = None) -> PreTrainedTokenize
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # tokenizers raises it bare for a damaged file
             raise BaseModelError(f"base {base.ref!r} has no usable tokenizer", where=str(base.path),
                                  why=str(error).splitlines()[0]) from error
     if template is not None:
         try:
             tokenizer.chat_template = template.read_text(encoding="utf-8")
-        except OSError as error:
-            raise BaseModelError("no such chat template", where=str(template), why=error.strerror) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise BaseModelError("the chat template cannot be read", where=str(template), why=str(error)) from error
+    if "strftime_now" in (tokenizer.chat_template or "") and not tokenizer.chat_template.startswith(STOPPED_CLOCK):
+        tokenizer.chat_template = STOPPED_CLOCK + tokenizer.chat_template
     return tokenizer
 
 
@@ -62,17 +73,27 @@ def model_of(base: Base, dtype: torch.dtype, device: str = "cpu") -> PreTrainedM
     """The frozen base in evaluation mode.
 
     Raises:
-        BaseModelError: its architecture needs remote code, or is no causal language model.
+        BaseModelError: its architecture needs remote code or is no causal language model, or weights are missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+            model, loaded = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, trust_remote_code=False,
+                                                                 output_loading_info=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model",
                                  where=str(base.path), why=str(error).splitlines()[0]) from error
+    refuse_missing_weights(loaded, base.path)
     return model.to(device).eval().requires_grad_(False)
+
+
+def refuse_missing_weights(loaded: dict, where: Path) -> None:
+    """transformers gives a weight that no file holds random numbers and goes on. `loaded` is its loading info."""
+    if missing := sorted(loaded["missing_keys"]):
+        raise BaseModelError(f"{len(missing)} weights of the base are missing", where=str(where),
+                             why=f"{missing[0]} would be random", fix="fetch or save the checkpoint again")
 
 
 def parameter_count(base: Base) -> int:

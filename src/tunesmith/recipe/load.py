@@ -58,6 +58,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
     except ValidationError as error:
         problems += _merge_alternatives([_problem(e, lines, where) for e in error.errors()])
     if problems:
+        problems.sort(key=lambda p: int(p.where.rsplit(":", 1)[1]))
         count = len(problems)
         raise RecipeError(f"the recipe has {count} mistake{'s' if count > 1 else ''}", where=where, problems=problems)
     return recipe
@@ -69,10 +70,12 @@ def _yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], l
 
     lines: dict[tuple, int] = {}
     problems: list[Problem] = []
-    loader = _RecipeYaml.loader()
+    loader = _yaml_loader()
 
-    def walk(node, path: tuple) -> None:
+    def walk(node, path: tuple, above: tuple = ()) -> None:
         lines.setdefault(path, node.start_mark.line + 1)
+        if node in above:  # an anchor that contains itself
+            return
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, child in node.value:
@@ -82,43 +85,43 @@ def _yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], l
                                             message=f"{_dotted(here)} is given twice", fix="keep one of them"))
                 seen.add(key.value)
                 lines[here] = key.start_mark.line + 1
-                walk(child, here)
+                walk(child, here, (*above, node))
         elif isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
-                walk(child, (*path, i))
+                walk(child, (*path, i), (*above, node))
 
     try:
         node = yaml.compose(text, Loader=loader)
-        if node is not None:
-            walk(node, ())
         value = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # The bare ones: a number of 5,000 digits, `!!bool x`, `!!timestamp x`, [[[[...
         mark = getattr(error, "problem_mark", None)
         raise RecipeError("not valid YAML", where=f"{where}:{mark.line + 1}" if mark else where,
                           why=getattr(error, "problem", None) or str(error),
                           fix="check the indentation and the quotes around this line") from error
+    if node is not None:
+        walk(node, ())
     return value, lines, problems
 
 
-class _RecipeYaml:
-    """YAML 1.1 reads `2e-4` as text. Everybody means the number, so this loader reads it as one."""
+def _yaml_loader() -> type:
+    """YAML 1.1 reads `2e-4` as text and `2026-01-31` as a date. Everybody means the number and the text."""
+    import re
 
-    @staticmethod
-    def loader():
-        import re
+    import yaml
 
-        import yaml
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+                                   for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
-        class Loader(yaml.SafeLoader):
-            pass
-
-        Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-                                     list("-+0123456789"))
-        return Loader
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                                 list("-+0123456789"))
+    return Loader
 
 
 def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
-    path = tuple(p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p)))
+    at = error.get("ctx", {}).get("at")  # a rule over several fields names the one to change
+    path = at or tuple(p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p)))
     known = path
     while known not in lines and known:
         known = known[:-1]
@@ -134,14 +137,17 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else f" (got a {type(got).__name__})"
-    return Problem(code="bad_value", where=place, message=f"{name}: {message}{shown if name != 'recipe' else ''}")
+    return Problem(code="bad_value", where=place, message=f"{name}: {message}{'' if at or name == 'recipe' else shown}")
 
 
 def _merge_alternatives(problems: list[Problem]) -> list[Problem]:
-    """A value that fits no member of a union is one mistake, not one a member."""
+    """A value that fits no member of a union is one mistake, not one a member; one inside it says more than all of them."""
     merged: dict[tuple, Problem] = {}
     for p in problems:
-        key = (p.where, p.message.split(":")[0], p.code)
+        name = p.message.split(":")[0]
+        if p.code == "bad_value" and any(q.message.startswith((f"{name}.", f"{name}[")) for q in problems):
+            continue
+        key = (p.where, name, p.code)
         if p.code == "bad_value" and key in merged:
             first, _, got = merged[key].message.partition(" (got ")
             alternative = p.message.split("should be ")[-1].split(" (got ")[0]

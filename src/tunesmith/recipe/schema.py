@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = str | list[str]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Dedup(Section):
     exact: bool = True
     """Drop training rows that equal an earlier one after folding case, punctuation and white space."""
-    near: Share | None = 0.8
-    """Jaccard similarity of word 3-shingles from which two rows count as near-duplicates; null: do not look."""
+    near: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """Jaccard similarity of character 5-grams from which two rows count as near-duplicates; null: do not look."""
 
 
 class Split(Section):
@@ -117,11 +118,12 @@ class Eval(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
 
-    @model_validator(mode="after")
-    def _zero_shot_is_the_base(self):
-        if "zero_shot" not in self.baselines:
-            raise ValueError("baselines must contain zero_shot: it is the base that the tuned model is compared with")
-        return self
+    @field_validator("baselines")
+    @classmethod
+    def _zero_shot_is_the_base(cls, baselines: list[str]) -> list[str]:
+        if "zero_shot" not in baselines:
+            raise ValueError("must contain zero_shot: it is the base that the tuned model is compared with")
+        return baselines
 
 
 class TargetGate(Section):
@@ -164,6 +166,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _target_metric_is_measured(self):
         if self.gates.target.metric not in self.eval.metrics:
-            raise ValueError(f"gates.target.metric {self.gates.target.metric!r} is not among eval.metrics "
-                             f"{self.eval.metrics}: the gate could never be measured")
+            named = "metric" in self.gates.target.model_fields_set
+            what = f"{self.gates.target.metric!r} is not among eval.metrics {self.eval.metrics}: it could never be measured"
+            raise PydanticCustomError("not_measured", "{what}", {
+                "what": what if named else f"the default gates.target.metric {what}",
+                "at": ("gates", "target", "metric") if named else ("eval", "metrics")})
         return self

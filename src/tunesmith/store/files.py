@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import StoreError
+from tunesmith.errors import StoreError, TunesmithError
 
 CHUNK_BYTES = 1 << 20
+FULL_BYTES = 1 << 14
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -65,7 +67,7 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
             f"could not {doing} {path}",
             why="no space left on the disk" if full else (error.strerror or str(error)),
             fix="free some space, or set TUNESMITH_HOME to a disk that has room" if full
-            else "check that the folder exists and can be written",
+            else f"check the path and whether you may {doing} it",
         ) from error
 
 
@@ -129,9 +131,19 @@ def publish_directory(final: Path) -> Iterator[Path]:
             else:
                 os.replace(staging, final)
             _fsync(final.parent)
-        except BaseException:
+        except BaseException as error:
+            full = _tells_of_full_disk(error, staging)
             shutil.rmtree(staging, ignore_errors=True)
+            if full:
+                raise OSError(errno.ENOSPC, NO_SPACE) from error
             raise
+
+
+def _tells_of_full_disk(error: BaseException, place: Path) -> bool:
+    """numpy, safetensors and torch each have an error of their own for it, and none of them its number."""
+    if isinstance(error, TunesmithError) or not isinstance(error, Exception):
+        return False
+    return NO_SPACE in str(error) or (place.exists() and shutil.disk_usage(place).free < FULL_BYTES)
 
 
 def _fsync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One hash for how a base talks: what its template makes of conversations that use every part of it.
+"""One hash for how a base talks: its vocabulary, its template, and what they make of a few conversations.
 
 Two tokenizers with the same fingerprint turn the same messages into the same ids. Stored with the dataset and the
 release; a server whose fingerprint differs would prompt the adapter in a way it was not trained for.
@@ -27,8 +27,9 @@ PROBES = {
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`sha256:...` over rendered probe conversations, the generation prompt and the stop token."""
-    seen: dict = {"vocabulary": len(tokenizer), "stop": stop_token(tokenizer)}
+    """`sha256:...` over vocabulary, template, rendered probe conversations, the generation prompt and the stop token."""
+    seen: dict = {"vocabulary": sha256_json(tokenizer.get_vocab()), "template": tokenizer.chat_template,
+                  "special": sorted(tokenizer.all_special_ids), "stop": stop_token(tokenizer)}
     for name, (messages, tools) in PROBES.items():
         try:
             rendered = render(tokenizer, messages, tools)

@@ -1,0 +1,79 @@
+"""Every row once an epoch, steps and packs within their limits, and a plan that depends on nothing else.
+
+    python -m pytest tests/data/test_pack.py
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.pack import plan_steps
+
+MANY = settings(max_examples=200, deadline=None, database=None)
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+LIMIT = st.integers(1, 80)
+
+
+def groups_within(groups, lengths, limit):
+    return all(len(group) == 1 or sum(lengths[r] for r in group) <= limit for group in groups)
+
+
+@MANY
+@given(lengths=LENGTHS, step=LIMIT, pack=st.none() | LIMIT, epochs=st.integers(1, 3), seed=st.integers(0, 5))
+def test_every_row_is_in_one_step_of_each_epoch_and_steps_and_packs_keep_their_limits(lengths, step, pack, epochs, seed):
+    steps = plan_steps(lengths, tokens_per_step=step, tokens_per_pack=pack, epochs=epochs, seed=seed)
+    for epoch in range(epochs):
+        assert sorted(r for s in steps if s.epoch == epoch for r in s.rows) == list(range(len(lengths)))
+    assert [s.epoch for s in steps] == sorted(s.epoch for s in steps)
+    assert groups_within([s.rows for s in steps], lengths, step)
+    assert groups_within([p for s in steps for p in s.packs], lengths, pack or step)
+    assert all(s.packs and all(s.packs) for s in steps)
+
+
+@MANY
+@given(lengths=LENGTHS, step=LIMIT, packs=st.lists(LIMIT, min_size=1, max_size=3), seed=st.integers(0, 5))
+def test_packs_of_another_size_move_no_row_to_another_step(lengths, step, packs, seed):
+    plans = [plan_steps(lengths, tokens_per_step=step, tokens_per_pack=pack, epochs=2, seed=seed) for pack in (None, *packs)]
+    assert len({tuple(frozenset(s.rows) for s in plan) for plan in plans}) == 1
+
+
+@MANY
+@given(lengths=LENGTHS, step=LIMIT, pack=LIMIT, seed=st.integers(0, 5), last=st.integers(0, 100))
+def test_fewer_steps_or_epochs_are_the_beginning_of_the_longer_plan(lengths, step, pack, seed, last):
+    options = {"tokens_per_step": step, "tokens_per_pack": pack, "seed": seed}
+    whole = plan_steps(lengths, epochs=3, **options)
+    assert plan_steps(lengths, epochs=3, max_steps=last, **options) == whole[:last]
+    assert plan_steps(lengths, epochs=1, **options) == [s for s in whole if s.epoch == 0]
+
+
+@MANY
+@given(lengths=LENGTHS, step=LIMIT, seed=st.integers(0, 5))
+def test_a_step_is_closed_only_when_the_next_row_does_not_fit(lengths, step, seed):
+    steps = plan_steps(lengths, tokens_per_step=step, seed=seed)
+    for one, after in zip(steps, steps[1:], strict=False):
+        room = step - sum(lengths[r] for r in one.rows)
+        assert any(lengths[r] > room for r in after.rows)
+
+
+def test_order_changes_with_epoch_and_seed_and_with_nothing_else():
+    lengths = [10] * 30
+
+    def order(seed, epoch):
+        steps = plan_steps(lengths, tokens_per_step=10, epochs=2, seed=seed)
+        return tuple(r for s in steps if s.epoch == epoch for r in s.rows)
+
+    orders = {order(seed, epoch) for seed in (0, 1, 2) for epoch in (0, 1)}
+    assert len(orders) == 6 and order(0, 0) == order(0, 0)
+    assert order(0, 0)[:5] == (13, 5, 23, 2, 21)  # a resumed run needs this plan under every Python
+
+
+def test_rows_fill_a_pack_from_the_longest_down():
+    step, = plan_steps([3, 7, 5, 5], tokens_per_step=20, tokens_per_pack=10)
+    assert [[[3, 7, 5, 5][r] for r in p] for p in step.packs] == [[7, 3], [5, 5]]
+
+
+@pytest.mark.parametrize("lengths", [[100], [100, 100]])
+def test_row_longer_than_a_step_is_a_step_of_its_own(lengths):
+    assert [len(s.rows) for s in plan_steps(lengths, tokens_per_step=10)] == [1] * len(lengths)

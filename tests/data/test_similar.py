@@ -1,0 +1,103 @@
+"""The index against every pair compared: none is missed, none is made up.
+
+    python -m pytest tests/data/test_similar.py
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.similar import Index, fold, jaccard, key, shingles
+
+WORDS = [f"{a}{b}{c}" for a in ("st", "or", "ka", "lun") for b in ("e", "ing", "o", "ara") for c in ("n", "ck", "", "sh")]
+
+
+def pairs_of_all(rows, threshold):
+    """Brute force: the definition, in two loops."""
+    sets = [(shingles(r.prompt), shingles(r.answer)) for r in rows]
+    near = {}
+    for i, (prompt, answer) in enumerate(sets):
+        for j in range(i):
+            similarity = min(jaccard(prompt, sets[j][0]), jaccard(answer, sets[j][1]))
+            if similarity >= threshold:
+                near[i, j] = similarity
+    return near
+
+
+def pairs_of_index(rows, threshold):
+    index, number = Index(rows, threshold), {id(r): i for i, r in enumerate(rows)}
+    return {(i, number[id(other)]): similarity for i, row in enumerate(rows) for other, similarity in index.near(row, before=i)}
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.95, 1.0])
+def test_index_finds_exactly_the_pairs_of_a_brute_force_search(chat, threshold):
+    """200 texts, half of them an earlier one with up to 12 words changed: pairs on both sides of every threshold."""
+    chance = random.Random(threshold)
+    said: list[tuple[list[str], list[str]]] = []
+    for _ in range(200):
+        if said and chance.random() < 0.5:
+            sides = [side.copy() for side in chance.choice(said)]
+            for _ in range(chance.choice((0, 0, 1, 2, 4, 8, 12))):
+                side = chance.choice(sides)
+                side[chance.randrange(len(side))] = chance.choice(WORDS)
+        else:
+            sides = [chance.choices(WORDS, k=chance.randint(1, 30)) for _ in range(2)]
+        said.append(tuple(sides))
+    rows = [chat(" ".join(prompt), " ".join(answer)) for prompt, answer in said]
+    expected = pairs_of_all(rows, threshold)
+    assert len(expected) > 15
+    assert pairs_of_index(rows, threshold) == expected
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(texts=st.lists(st.tuples(*[st.lists(st.sampled_from(["a", "bb", "Oak St", "."]), max_size=6).map(" ".join)] * 2),
+                      max_size=12), threshold=st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]))
+def test_index_agrees_with_brute_force_on_short_and_empty_texts(chat, texts, threshold):
+    rows = [chat(prompt, answer) for prompt, answer in texts]
+    assert pairs_of_index(rows, threshold) == pairs_of_all(rows, threshold)
+
+
+def test_query_that_is_not_in_the_index_is_compared_with_all_of_it(chat):
+    rows = [chat(f"Where is {n} Cottage Grove Avenue in the town?", "In the east.") for n in (1801, 1802, 44)]
+    asked = chat("Where is 1801 Cottage Grove Avenue, in the town", "in the EAST")
+    found = [other.prompt for other, _ in Index(rows, 0.7).near(asked)]
+    assert found == [rows[0].prompt, rows[1].prompt, rows[2].prompt]
+
+
+@pytest.mark.parametrize("one, other", [
+    ("Oak Street", "OAK STREET"), ("Oak Street", "oak,  street!"), ("don't", "DON’T"), ("ﬁne", "fine"), ("Ⅳ", "iv"),
+    ("ex\u00adample", "example"), ("a\u200bb", "ab"), ("STRASSE", "straße"), ("e\u0301", "é"), ("a_b", "a b"), ("\ufeffa", "a"),
+])
+def test_case_punctuation_and_white_space_fold_away(one, other):
+    assert fold(one) == fold(other) != ""
+
+
+@pytest.mark.parametrize("one, other", [
+    ("की", "का"), ("ที่", "ทา"), ("שָׁ", "שִׁ"), ("🙂", "🙁"), ("2 + 2", "2 = 2"), ("$5", "5"), ("no", "non"), ("1", "2"), ("é", "e"),
+])
+def test_letters_signs_and_symbols_do_not_fold_away(one, other):
+    assert fold(one) != fold(other)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_folded_text_folds_to_itself(text):
+    assert fold(fold(text)) == fold(text)
+
+
+def test_key_holds_every_turn_but_the_system_prompt(chat):
+    assert key(chat("q", "a", system="x")) == key(chat("Q!", "a.", system="y"))
+    assert key(chat("q", "a")) != key(chat("a", "q"))
+
+
+def test_calls_of_other_tools_are_other_rows(chat):
+    def calling(x):
+        row = chat("do it", "")
+        row.messages[-1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"x": x}}}]
+        return row
+
+    assert key(calling(1)) == key(calling(1)) != key(calling(2))
