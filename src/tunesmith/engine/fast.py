@@ -24,8 +24,10 @@ def why_not(model, max_tokens: int) -> str | None:
     if config.model_type not in KNOWN_ARCHITECTURES:
         return f"architecture {config.model_type!r} is not one of {', '.join(sorted(KNOWN_ARCHITECTURES))}"
     window = getattr(config, "sliding_window", None)
-    if window and max_tokens > window and getattr(config, "use_sliding_window", True):
+    if window and max_tokens > window:
         return f"rows of up to {max_tokens} tokens are longer than the sliding attention window of {window}"
+    if (rope := config.rope_parameters["rope_type"]) in ("dynamic", "longrope"):
+        return f"its {rope} position encoding of one row depends on the longest row of the pack"
     if getattr(config, "attention_dropout", 0.0):
         return "the base trains with attention dropout"
     for name, layer in _lora_layers(model):

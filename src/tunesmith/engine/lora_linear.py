@@ -45,14 +45,16 @@ class LoraLinearFunction(torch.autograd.Function):
 def fused_forward(layer: nn.Module):
     """A `forward` for one PEFT `lora.Linear`: the function above with the adapter that is active at the call.
 
-    The layer must be plain LoRA without dropout: `fast.why_not` checks that.
+    The layer must be plain LoRA without dropout: `fast.why_not` checks that. Merged, disabled or several active
+    adapters are left to PEFT.
     """
-    base = layer.base_layer
+    base, peft_forward = layer.base_layer, layer.forward
 
-    def forward(x, *_args, **_kwargs):
-        name = layer.active_adapters[0]
-        if layer.disable_adapters or name not in layer.lora_A:
-            return base(x)
+    def forward(x, *args, **kwargs):
+        active = [name for name in layer.active_adapters if name in layer.lora_A]
+        if layer.disable_adapters or layer.merged or kwargs or len(active) != 1:
+            return peft_forward(x, *args, **kwargs)
+        name = active[0]
         return LoraLinearFunction.apply(x, base.weight, base.bias, layer.lora_A[name].weight,
                                         layer.lora_B[name].weight, layer.scaling[name])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tunesmith.data.audit import leaked_rows
 from tunesmith.data.pack import plan_steps
 from tunesmith.data.prepare import TRAIN, Dataset, prepare
-from tunesmith.errors import Problem, TunesmithError
+from tunesmith.errors import BaseModelError, Problem, TunesmithError
 from tunesmith.models.base import Base, resolve
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.training.run import tokenizer_for
@@ -45,6 +45,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
 
     Raises:
         RecipeError: a target matches no layer.
+        BaseModelError: as `models.load.model_of`.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -55,9 +56,13 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
     from tunesmith.models.load import parameter_count, quiet_transformers
 
     recipe = loaded.recipe
-    with torch.device("meta"), quiet_transformers():
-        config = AutoConfig.from_pretrained(base.path)
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"), quiet_transformers():
+            config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model", where=str(base.path),
+                             why=str(error).splitlines()[0]) from error
     matched = lora.targets(model, recipe.method)
     trainable = lora.trainable_parameters(matched, recipe.method.rank)
     choice = choose(recipe.train.dtype)

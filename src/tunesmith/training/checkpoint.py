@@ -9,6 +9,7 @@ The directory appears in one rename when all of it is on disk. `.pt` files are r
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 import re
@@ -31,17 +32,30 @@ STATE_FILE = "trainer_state.json"
 
 
 def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state: dict, keep: int) -> Path:
-    """Write `checkpoint-{step}` and remove all but the newest `keep`. `step` counts finished optimizer steps."""
+    """Write `checkpoint-{step}` and remove all but the newest `keep` up to it. `step` counts finished optimizer steps.
+
+    Later ones are removed too: they are damaged, and training went back behind them.
+
+    Raises:
+        StoreError: it could not be written; the checkpoints before it are still there.
+    """
     path = run_dir / f"checkpoint-{step}"
     with publish_directory(path) as staging:
         lora.save(model, staging)
-        torch.save(optimizer.state_dict(), staging / "optimizer.pt")
-        torch.save(scheduler.state_dict(), staging / "scheduler.pt")
-        torch.save(_rng_state(), staging / "rng_state.pth")
+        _save(staging / "optimizer.pt", optimizer.state_dict())
+        _save(staging / "scheduler.pt", scheduler.state_dict())
+        _save(staging / "rng_state.pth", _rng_state())
         write_json(staging / STATE_FILE, {"global_step": step, **state, "files": sha256_tree(staging)})
-    for old in all_in(run_dir)[:-keep]:
+    kept = [p for p in all_in(run_dir) if step_of(p) <= step][-keep:]
+    for old in set(all_in(run_dir)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _save(path: Path, value: dict) -> None:
+    buffer = io.BytesIO()  # written to a full disk directly, torch.save says RuntimeError: unexpected pos
+    torch.save(value, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def all_in(run_dir: Path) -> list[Path]:
@@ -55,20 +69,25 @@ def step_of(path: Path) -> int:
 
 def newest_whole(run_dir: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose files are all as they were written; damaged ones are named and passed over."""
-    for path in reversed(all_in(run_dir)):
+    paths = all_in(run_dir)
+    for path in reversed(paths):
         damaged = damage(path)
         if damaged is None:
             return path
-        say(f"{path.name} is damaged ({damaged}): going back to the one before")
+        say(f"{path.name} is damaged ({damaged}): going back to "
+            f"{'the beginning' if path == paths[0] else 'the one before'}")
     return None
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        expected = read_json(path / STATE_FILE)["files"]
-    except (StoreError, KeyError):
+        state = read_json(path / STATE_FILE)
+        step, expected = state["global_step"], dict(state["files"])
+    except (StoreError, KeyError, TypeError, ValueError):
         return f"{STATE_FILE} cannot be read"
+    if step != step_of(path):
+        return f"{STATE_FILE} is of step {step}"
     found = {n: d for n, d in sha256_tree(path).items() if n != STATE_FILE}
     odd = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     return f"{odd[0]} changed or missing" if odd else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from tunesmith.data.pack import Step
 from tunesmith.errors import TrainingError
 from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
 from tunesmith.recipe.schema import Train
-from tunesmith.store.files import explain_os_errors
+from tunesmith.store.files import explain_os_errors, write_text
 from tunesmith.track.progress import StepLines
 from tunesmith.training import checkpoint, schedule
 
@@ -58,25 +59,18 @@ class Outcome:
     finished: bool
     """False after Ctrl-C: the checkpoint of `steps` is there to resume from."""
     steps: int
-    seconds: float
-    """Of optimizer steps in this process."""
-    tokens: int
-    """Trained on in this process, padding not counted (there is none)."""
-    evals: list[dict]
 
 
 def train(t: Training, start: int = 0) -> Outcome:
     """Run steps `start`.. to the end.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite, or the adapter did not change.
+        TrainingError: a loss, the gradient or the adapter is not finite, or the adapter did not change.
         StoreError: metrics or a checkpoint cannot be written.
     """
-    seconds, tokens, evals = 0.0, 0, read_evals(t.run_dir, up_to=start)
     _keep_metrics(t.run_dir, up_to=start)
     t.model.train()
-    with _interrupts() as interrupted, StepLines(len(t.steps), start) as lines, \
-            open(t.run_dir / METRICS_FILE, "a", encoding="utf-8") as metrics:
+    with _interrupts() as interrupted, StepLines(len(t.steps), start) as lines:
 
         def held_out(step: int) -> None:
             if not t.held_out:
@@ -84,9 +78,11 @@ def train(t: Training, start: int = 0) -> Outcome:
             t.model.eval()
             value = evaluate(t.forward_loss, t.model, t.held_out)
             t.model.train()
-            evals.append({"step": step, "eval_loss": value.loss, "eval_accuracy": value.accuracy})
-            _write(metrics, evals[-1], t.run_dir)
-            t.on_metrics(step, {"eval_loss": value.loss, "eval_accuracy": value.accuracy})
+            if not math.isfinite(value.loss):
+                raise _overflow(f"step {step}: held-out loss {value.loss}")
+            record = {"eval_loss": value.loss, "eval_accuracy": value.accuracy}
+            _write(t.run_dir, {"step": step} | record)
+            t.on_metrics(step, record)
             lines.note(f"step {step}: held-out loss {value.loss:.4f}, next-token accuracy {value.accuracy:.1%}")
 
         if start == 0:
@@ -97,10 +93,9 @@ def train(t: Training, start: int = 0) -> Outcome:
             measured = forward_backward(t.forward_loss, t.model, packs)
             record = _update(t, number, measured)
             took = time.perf_counter() - began
-            seconds, tokens = seconds + took, tokens + measured.tokens
             record |= {"seconds": took, "tokens_per_second": measured.tokens / took,
                        "trained_tokens_per_second": measured.trained_tokens / took}
-            _write(metrics, record, t.run_dir)
+            _write(t.run_dir, record)
             t.on_metrics(number + 1, {k: float(v) for k, v in record.items() if k != "step"})
             lines.step(record)
 
@@ -108,14 +103,14 @@ def train(t: Training, start: int = 0) -> Outcome:
             if last or (t.config.eval_every_steps and (number + 1) % t.config.eval_every_steps == 0):
                 held_out(number + 1)
             if last or stop or (number + 1) % t.config.checkpoint.every_steps == 0:
-                _check_adapter_moved(t.model)
+                _check_adapter(t.model, number + 1)
                 saved = checkpoint.save(t.run_dir, number + 1, t.model, t.optimizer, t.scheduler,
                                         {"epoch": t.steps[number].epoch, "max_steps": len(t.steps)},
                                         t.config.checkpoint.keep)
                 if stop and not last:
                     lines.note(f"stopped: {saved.name} is written")
-                    return Outcome(False, number + 1, seconds, tokens, evals)
-    return Outcome(True, len(t.steps), seconds, tokens, evals)
+                    return Outcome(False, number + 1)
+    return Outcome(True, len(t.steps))
 
 
 def _update(t: Training, number: int, measured: Measured) -> dict:
@@ -123,10 +118,7 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
     learning_rate = t.scheduler.get_last_lr()[0]
     norm = torch.nn.utils.clip_grad_norm_((p for p in t.model.parameters() if p.requires_grad), t.config.clip_norm).item()
     if not (math.isfinite(measured.loss) and math.isfinite(norm)):
-        raise TrainingError(f"step {number + 1}: loss {measured.loss}, gradient norm {norm}",
-                            why="a number overflowed; going on would save an adapter of NaN",
-                            fix="lower train.learning_rate, or set train.dtype: float32; rows of this step are "
-                            f"{t.steps[number].rows[:10]}")
+        raise _overflow(f"step {number + 1}: loss {measured.loss}, gradient norm {norm}; rows {t.steps[number].rows[:10]}")
     t.optimizer.step()
     t.scheduler.step()
     t.optimizer.zero_grad(set_to_none=True)
@@ -135,8 +127,15 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
             "trained_tokens": measured.trained_tokens}
 
 
-def _check_adapter_moved(model) -> None:
+def _overflow(what: str) -> TrainingError:
+    return TrainingError(what, why="a number overflowed; going on would save an adapter of NaN",
+                         fix="lower train.learning_rate, or set train.dtype: float32")
+
+
+def _check_adapter(model, step: int) -> None:
     """B starts at zero: an adapter whose every B still is changes nothing, whatever the loss said."""
+    if not all(p.detach().isfinite().all() for p in model.parameters() if p.requires_grad):
+        raise _overflow(f"step {step}: the adapter is not finite")
     moved = any(p.detach().abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
     if not moved:
         raise TrainingError("the adapter did not change", why="every lora_B is still zero",
@@ -164,10 +163,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(s, handler)
 
 
-def _write(file, record: dict, run_dir: Path) -> None:
-    with explain_os_errors(run_dir / METRICS_FILE, "write"):
+def _write(run_dir: Path, record: dict) -> None:
+    path = run_dir / METRICS_FILE
+    with explain_os_errors(path, "write"), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
+        os.fsync(file.fileno())  # a checkpoint must not be newer than the lines before it
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
@@ -182,13 +183,7 @@ def read_metrics(run_dir: Path) -> list[dict]:
     return records
 
 
-def read_evals(run_dir: Path, up_to: int) -> list[dict]:
-    return [r for r in read_metrics(run_dir) if "eval_loss" in r and r["step"] <= up_to]
-
-
 def _keep_metrics(run_dir: Path, up_to: int) -> None:
     """Forget what a crashed run logged after the checkpoint that it goes on from."""
-    from tunesmith.store.files import write_text
-
     kept = [r for r in read_metrics(run_dir) if r["step"] <= up_to] if up_to else []
     write_text(run_dir / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in kept))

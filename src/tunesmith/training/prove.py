@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.data.prepare import TRAIN, prepare
+from tunesmith.errors import RecipeError
 from tunesmith.models.base import resolve
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.training.run import Run, tokenizer_for, train_loaded
@@ -68,6 +69,9 @@ def resume(recipe: str | Path, steps: int, say: Say) -> dict:
     """Train `steps` steps; take the run back to half-way; resume; compare every byte of the final checkpoint.
 
     `{identical, steps, resumed_after, first_difference, message}`. Leaves no run behind.
+
+    Raises:
+        RecipeError: the data make only one step, which cannot be halved.
     """
     loaded = load(recipe)
     train = loaded.recipe.train
@@ -81,9 +85,13 @@ def resume(recipe: str | Path, steps: int, say: Say) -> dict:
     total, half = state["steps"], state["steps"] // 2
     straight = run.path / "straight"
     try:
+        if total < 2:
+            raise RecipeError("the whole training is one step: there is no half-way to resume from", where=str(loaded.path),
+                              fix="lower train.tokens_per_step")
         (run.path / f"checkpoint-{total}").rename(straight)
         for step in range(half + 1, total):
             shutil.rmtree(run.path / f"checkpoint-{step}")
+        run.update(status="stopped")
         train_loaded(short_loaded, resume=state["run_id"], say=say)
         difference = _first_difference(straight, run.path / f"checkpoint-{total}")
     finally:

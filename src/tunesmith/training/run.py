@@ -103,6 +103,9 @@ def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda
     base = resolve(loaded.recipe.base, loaded.folder)
     dataset = prepare(loaded, tokenizer_for(base, loaded), say)
     run = _resumed(resume, loaded, base, dataset) if resume else _created(loaded, base, dataset, say)
+    if run.state["status"] == "finished":
+        say(f"{run.path.name} is already finished")
+        return run.state
     try:
         return _train(run, loaded, base, dataset, say)
     except BaseException as error:
@@ -224,17 +227,19 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         return run.state
     with publish_directory(run.adapter) as staging:
         lora.save(model, staging)
-    losses = [r["loss"] for r in loop.read_metrics(run.path) if "loss" in r]
-    result = {
-        "steps": outcome.steps, "train_loss": losses[-1],
-        "eval_loss": outcome.evals[-1]["eval_loss"] if outcome.evals else None,
-        "tokens_per_second": outcome.tokens / outcome.seconds if outcome.seconds else None,
-        "train_seconds": outcome.seconds, "tokens": outcome.tokens, "peak_memory_bytes": peak_bytes(),
-        "adapter_digest": sha256_json(sha256_tree(run.adapter)),
-    }
-    run.update(status="finished", **result)
+    run.update(status="finished", steps=outcome.steps, **_result(loop.read_metrics(run.path)),
+               peak_memory_bytes=peak_bytes(), adapter_digest=sha256_json(sha256_tree(run.adapter)))
     _track_adapter(tracker, run, loaded)
     return run.state
+
+
+def _result(metrics: list[dict]) -> dict:
+    """Of the whole run, whatever number of processes it took."""
+    steps = [r for r in metrics if "loss" in r]
+    held_out = [r["eval_loss"] for r in metrics if "eval_loss" in r]
+    seconds, tokens = sum(r["seconds"] for r in steps), sum(r["tokens"] for r in steps)
+    return {"train_loss": steps[-1]["loss"], "eval_loss": held_out[-1] if held_out else None, "train_seconds": seconds,
+            "tokens": tokens, "tokens_per_second": tokens / seconds}
 
 
 def _same_arithmetic(state: dict, say: Say) -> None:
