@@ -18,8 +18,12 @@ DEFAULT_MAX_TOKENS = 1024
 DISCONNECT_POLL_SECONDS = 0.5
 
 
-class ContextLengthError(UsageError):
-    code = "context_length_exceeded"
+class BadParameter(UsageError):
+    """A request that cannot be answered because of one of its parameters."""
+
+    def __init__(self, what: str, param: str, code: str | None = None):
+        super().__init__(what)
+        self.param, self.code = param, code
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Answer:
 
 def prompts_of_chat(engine: Engine, served: Served, body: ChatRequest, limit: int | None) -> list[Prompt]:
     ids = generation_prompt(served.tokenizer, [m.as_message() for m in body.messages])
-    return _copies(engine, [ids], body, limit)
+    return _copies(engine, [ids], body, limit, "messages")
 
 
 def prompts_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> list[Prompt]:
@@ -59,19 +63,22 @@ def prompts_of_completion(engine: Engine, served: Served, body: CompletionReques
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     ids = [served.tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in several]
     vocabulary = len(served.tokenizer)
-    if any(not p or min(p) < 0 or max(p) >= vocabulary for p in ids):
-        raise UsageError("prompt is empty, or has token ids outside the vocabulary")
-    return _copies(engine, ids, body, body.max_tokens)
+    if any(p and (min(p) < 0 or max(p) >= vocabulary) for p in ids):
+        raise BadParameter("prompt has token ids outside the vocabulary", "prompt")
+    return _copies(engine, ids, body, body.max_tokens, "prompt")
 
 
-def _copies(engine: Engine, prompts: list[list[int]], body: Sampling, limit: int | None) -> list[Prompt]:
-    """`n` prompts each. Raises ContextLengthError."""
+def _copies(engine: Engine, prompts: list[list[int]], body: Sampling, limit: int | None, param: str) -> list[Prompt]:
+    """`n` prompts each. Raises BadParameter for one that does not fit with what was asked for."""
     out = []
     for ids in prompts:
+        if not ids:
+            raise BadParameter(f"{param} is empty", param)
         room = engine.context_tokens - len(ids)
         if room < (limit or 1):
-            raise ContextLengthError(f"This model's maximum context length is {engine.context_tokens} tokens. However, you "
-                                     f"requested {len(ids) + (limit or 1)} tokens ({len(ids)} in the prompt).")
+            raise BadParameter(f"This model's maximum context length is {engine.context_tokens} tokens. However, you "
+                               f"requested {len(ids) + (limit or 1)} tokens ({len(ids)} in the prompt).", param,
+                               "context_length_exceeded")
         count = limit or min(room, DEFAULT_MAX_TOKENS)
         out += [Prompt(ids, count, None if body.seed is None else body.seed + i, i == 0) for i in range(body.n or 1)]
     return out
@@ -114,11 +121,9 @@ async def stream_pieces(engine: Engine, served: Served, body: Sampling, prompts:
 
 def _advance(index: int, token: Token, text: TextStream) -> Piece:
     shown = text.push(token.id) if token.id is not None else ""
-    if text.stopped:
-        return Piece(index, shown, "stop", 1)
     if token.finish:
         shown += text.finish()
-    return Piece(index, shown, token.finish, int(token.id is not None))
+    return Piece(index, shown, "stop" if text.stopped else token.finish, int(token.id is not None))
 
 
 async def collect(engine: Engine, served: Served, body: Sampling, prompts: list[Prompt],

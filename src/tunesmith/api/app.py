@@ -12,8 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from tunesmith.api.answers import Answer, Piece, Prompt, collect, prompts_of_chat, prompts_of_completion, stream_pieces
-from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling
+from tunesmith.api.answers import (
+    Answer,
+    BadParameter,
+    Piece,
+    Prompt,
+    collect,
+    prompts_of_chat,
+    prompts_of_completion,
+    stream_pieces,
+)
+from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling, explain
 from tunesmith.errors import NotFoundError, TunesmithError
 from tunesmith.serving.engine import Engine, Served
 
@@ -25,7 +34,7 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> dict:
-        return {"status": "ok", "base": engine.base.ref, "models": len(engine.served)}
+        return {"status": "ok", "base": engine.base.ref, "models": len(engine.served), **engine.load}
 
     @app.get("/v1/models")
     async def models() -> dict:
@@ -55,7 +64,8 @@ def error_body(message: str, code: str | None = None, param: str | None = None, 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sampling, prompts: list[Prompt], request: Request):
+async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sampling, prompts: list[Prompt],
+                  request: Request):
     if body.stream:
         pieces = stream_pieces(engine, served, body, prompts)
         return StreamingResponse(_events(shape, body, prompts, pieces), media_type="text/event-stream",
@@ -63,7 +73,8 @@ async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sa
     return shape.whole(await collect(engine, served, body, prompts, request.is_disconnected))
 
 
-async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt], pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt],
+                  pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
     """Server-sent events in the order OpenAI sends them."""
     usage = bool(body.stream_options and body.stream_options.include_usage)
     made = 0
@@ -78,7 +89,7 @@ async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt], p
             yield _event(shape.envelope([]) | {"usage": _usage(prompts, made)})
         yield "data: [DONE]\n\n"
     except TunesmithError as error:
-        yield _event(error_body(error.what, kind="server_error"))
+        yield _event(error_body(_words(error), kind="server_error"))
     finally:
         await pieces.aclose()
 
@@ -109,7 +120,8 @@ class _Shape:
 
     def whole(self, answers: list[Answer]) -> dict:
         choices = [self.choice(i, a) for i, a in enumerate(answers)]
-        return self.envelope(choices, chunk=False) | {"usage": _usage([a.prompt for a in answers], sum(a.tokens for a in answers))}
+        usage = _usage([a.prompt for a in answers], sum(a.tokens for a in answers))
+        return self.envelope(choices, chunk=False) | {"usage": usage}
 
 
 class _Chat(_Shape):
@@ -152,6 +164,10 @@ def _model(served: Served) -> dict:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tunesmith", "root": served.root}
 
 
+def _words(error: TunesmithError) -> str:
+    return f"{error.what} ({error.why})" if error.why else error.what
+
+
 def _errors(app: FastAPI) -> None:
     """Every error in OpenAI's shape."""
 
@@ -161,16 +177,14 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(TunesmithError)
     async def refused(_request, error: TunesmithError):
-        bad_input = error.exit_code == 2
-        return JSONResponse(error_body(error.what, getattr(error, "code", None),
-                                       kind="invalid_request_error" if bad_input else "server_error"), 400 if bad_input else 500)
+        if error.exit_code != 2:
+            return JSONResponse(error_body(_words(error), kind="server_error"), 500)
+        code, param = (error.code, error.param) if isinstance(error, BadParameter) else (None, None)
+        return JSONResponse(error_body(_words(error), code, param), 400)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request, error: RequestValidationError):
-        first = error.errors()[0]
-        param = ".".join(str(p) for p in first["loc"] if p != "body") or None
-        message = first["msg"].removeprefix("Value error, ")
-        return JSONResponse(error_body(f"{param}: {message}" if param else message, param=param), 400)
+        return JSONResponse(error_body(*explain(error.errors())), 400)
 
     @app.exception_handler(HTTPException)
     async def http(_request, error: HTTPException):

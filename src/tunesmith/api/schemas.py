@@ -6,12 +6,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
-NOT_YET = {"tools": None, "tool_choice": ("none", "auto"), "functions": None, "logprobs": (False, 0), "logit_bias": ({},),
-           "response_format": ({"type": "text"},), "frequency_penalty": (0,), "presence_penalty": (0,), "echo": (False,),
-           "best_of": (1,), "suffix": ("",), "audio": None, "top_logprobs": (0,)}
+NOT_YET: dict[str, tuple] = {
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "logprobs": (False, 0), "top_logprobs": (0,),
+    "logit_bias": ({},), "response_format": ({"type": "text"},), "frequency_penalty": (0,), "presence_penalty": (0,),
+    "echo": (False,), "best_of": (1,), "suffix": ("",), "audio": (), "top_k": (-1, 0), "min_p": (0,),
+    "repetition_penalty": (1,)}
 """Fields that are refused, with the values at which they say nothing."""
+UNSUPPORTED = "unsupported_parameter"
 
 
 class ApiModel(BaseModel):
@@ -27,7 +31,7 @@ class Sampling(ApiModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -35,8 +39,8 @@ class Sampling(ApiModel):
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self):
         for name, value in (self.model_extra or {}).items():
-            if name in NOT_YET and value is not None and value not in (NOT_YET[name] or ()):
-                raise ValueError(f"`{name}` is not supported by this server")
+            if name in NOT_YET and value is not None and value not in NOT_YET[name]:
+                raise _unsupported(f"`{name}`", name)
         return self
 
     @property
@@ -47,19 +51,26 @@ class Sampling(ApiModel):
 
 class ChatMessage(ApiModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[dict[str, Any]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_calls(cls, value):
+        if isinstance(value, dict) and (value.get("tool_calls") or value.get("function_call")):
+            raise _unsupported("`tool_calls` in a message", "messages")
+        return value
 
     @field_validator("content")
     @classmethod
     def _text_only(cls, value):
         if isinstance(value, list):
             if any(p.get("type") != "text" or not isinstance(p.get("text"), str) for p in value):
-                raise ValueError("content parts other than text are not supported by this server")
+                raise _unsupported("a content part other than text", "messages")
             return "".join(p["text"] for p in value)
         return value
 
     def as_message(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
 class ChatRequest(Sampling):
@@ -71,3 +82,38 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     prompt: str | list[int] | list[str] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
+
+
+FIELDS = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *ChatMessage.model_fields, *StreamOptions.model_fields}
+
+
+def explain(errors: list[dict]) -> tuple[str, str | None, str | None]:
+    """(message, code, param) of a request that does not validate, as OpenAI words them: `messages[0].role`."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the request body is not JSON: {first['ctx']['error']}", None, None
+    if first["type"] == UNSUPPORTED:
+        return first["msg"], UNSUPPORTED, first["ctx"]["param"]
+    param = _param(first["loc"])
+    if param is None:
+        return "the request body must be a JSON object, sent as application/json", None, None
+    # A value that fits no member of a union is reported once a member.
+    tried = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if _param(e["loc"]) == param)
+    return f"{param}: {'; or '.join(tried)}", "missing_required_parameter" if first["type"] == "missing" else None, param
+
+
+def _unsupported(what: str, param: str) -> PydanticCustomError:
+    return PydanticCustomError(UNSUPPORTED, "{what} is not supported by this server", {"what": what, "param": param})
+
+
+def _param(location: tuple) -> str | None:
+    """The fields on the way to an error. What is not a field (a position in the text, the member of a union) ends it."""
+    path = ""
+    for part in location[1:]:
+        if isinstance(part, int) and path:
+            path += f"[{part}]"
+        elif part in FIELDS:
+            path += f".{part}" if path else part
+        else:
+            break
+    return path or None

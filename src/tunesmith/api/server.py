@@ -7,6 +7,9 @@ import socket
 import time
 from collections.abc import Callable
 
+import uvicorn
+
+from tunesmith.api.app import create_app
 from tunesmith.errors import UsageError
 from tunesmith.releases.bundle import Release
 from tunesmith.releases.channel import current
@@ -15,27 +18,37 @@ from tunesmith.serving.engine import Engine
 
 def serve(*, channels: list[str], releases: list[str], base: str | None, host: str, port: int,
           say: Callable[[str], None]) -> None:
-    """Serve until interrupted. Every adapter shares one base.
+    """Serve until SIGINT or SIGTERM, and return: a stop that was asked for is no failure. Every adapter shares one base.
 
     Raises:
         UsageError: nothing to serve, releases on different bases, or the port is taken.
         NotFoundError, StoreError, AdapterError: a release that is not there, not whole, or does not fit.
     """
-    import uvicorn
-
-    from tunesmith.api.app import create_app
-
     listener = listen(host, port)
     with listener:
         engine = load_engine(channels, releases, base)
         try:
-            address = f"http://{host}:{listener.getsockname()[1]}"
             say(f"serving {', '.join(engine.served)}")
-            say(f"ready: {address}/v1")
-            config = uvicorn.Config(create_app(engine), log_level="warning", timeout_graceful_shutdown=5)
-            uvicorn.Server(config).run(sockets=[listener])
+            address = f"[{host}]" if ":" in host else host
+            _Server(create_app(engine), lambda: say(f"ready: http://{address}:{listener.getsockname()[1]}/v1")).run([listener])
         finally:
             engine.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which says when it is ready (signals are handled from there on) and does not raise them again at the end."""
+
+    def __init__(self, app, ready: Callable[[], None]):
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig, frame) -> None:
+        self.force_exit = self.should_exit  # asked twice
+        self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -55,32 +68,31 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def load_engine(channels: list[str], releases: list[str], base: str | None) -> Engine:
-    """An engine with everything that was asked for. A release answers to its id, its recipe's name (the first one
-    wins) and the channels that point at it."""
+    """An engine with everything that was asked for. A release answers to its id, the channels that point at it, and its
+    recipe's name unless another one has it already."""
     from tunesmith.engine.precision import choose
     from tunesmith.models.base import resolve
     from tunesmith.models.load import tokenizer_of
 
-    named: dict[str, list[str]] = {}
-    for given, name in [(current(c)["release_id"], c) for c in channels] + [(r, None) for r in releases]:
-        release = Release.find(given)
-        named.setdefault(str(release.path), [release.id, release.manifest["name"]])
-        if name:
-            named[str(release.path)].append(name)
-    bundles = [Release.find(path) for path in named]
+    pointed = {c: Release.find(current(c)["release_id"]) for c in channels}
+    bundles = {r.id: r for r in [*pointed.values(), *(Release.find(r) for r in releases)]}
     if not bundles and not base:
         raise UsageError("nothing to serve", fix="give --channel, --release or --base")
-    bases = {b.manifest["base"]["digest"] for b in bundles}
+    bases = {b.manifest["base"]["digest"] for b in bundles.values()}
     if len(bases) > 1:
         raise UsageError("these releases stand on different bases", why=", ".join(sorted(bases)),
                          fix="start one server a base")
-    found = bundles[0].base() if bundles else resolve(base)
+    first = next(iter(bundles.values()), None)
+    found = first.base() if first else resolve(base)
     if base and resolve(base).digest != found.digest:
         raise UsageError(f"--base {base} is not the base of the releases", fix="leave --base out")
-    choice = choose(bundles[0].manifest["dtype"] if bundles else "auto")
+    choice = choose(first.manifest["dtype"] if first else "auto")
     dtype = str(choice.dtype).removeprefix("torch.")
     engine = Engine(found, tokenizer_of(found), dtype, choice.device, int(time.time()))
-    for bundle in bundles:
-        names = [n for n in named[str(bundle.path)] if n not in engine.served]
-        engine.add(names, bundle.adapter, bundle.tokenizer(), bundle.manifest["template_fingerprint"], int(time.time()))
+    names = {r.id: r.id for r in bundles.values()} | {c: r.id for c, r in pointed.items()}
+    for release in bundles.values():
+        names.setdefault(release.manifest["name"], release.id)
+    for release in bundles.values():
+        own = [n for n, points_at in names.items() if points_at == release.id and n not in engine.served]
+        engine.add(own, release.adapter, release.tokenizer(), release.manifest["template_fingerprint"], int(time.time()))
     return engine

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import AdapterError, NotFoundError, TemplateError
+from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError
 from tunesmith.models.base import Base
 from tunesmith.serving.generate import Request, Token, generate
 from tunesmith.template.fingerprint import PROBES, fingerprint
@@ -37,7 +37,7 @@ class Served:
     """Where it comes from: the base's reference or the adapter's directory."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request on its way. `cancel()` ends it between two tokens."""
 
@@ -69,6 +69,7 @@ class Engine:
         self.context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
         self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref)}
         self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
         self._news = threading.Condition()
         self._closing = False
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -105,32 +106,49 @@ class Engine:
 
     def submit(self, served: Served, request: Request, on_token: Callable[[Token], None],
                on_error: Callable[[BaseException], None]) -> Job:
-        """Queue a request. The callbacks run on the worker's thread: keep them short."""
+        """Queue a request: it gets tokens until one with `finish`, or one error. The callbacks run on the worker's
+        thread: keep them short. Raises TunesmithError when closed."""
         job = Job(served.adapter, request, served.stop_ids, on_token, on_error)
         with self._news:
+            if self._closing:
+                raise _closed()
             self._waiting.append(job)
             self._news.notify()
         return job
 
+    @property
+    def load(self) -> dict[str, int]:
+        """Requests that are being generated, and requests that wait for their turn."""
+        return {"running": len(self._running), "waiting": len(self._waiting)}
+
     def close(self) -> None:
+        """End the worker. Requests that are not finished get an error: half an answer must not look like a whole one."""
         with self._news:
             self._closing = True
-            for job in self._waiting:
-                job.cancel()
             self._news.notify()
         self._worker.join(timeout=60)
 
     def _work(self) -> None:
         while batch := self._next_batch():
             try:
-                with self._using(batch[0].adapter):
-                    stops = set().union(*(j.stop_ids for j in batch))
-                    for token in generate(self._model, [j.request for j in batch], stops,
-                                          lambda row, batch=batch: batch[row].cancelled or self._closing):
-                        batch[token.row].on_token(token)
-            except Exception as error:
-                for job in batch:
-                    job.on_error(error)
+                self._generate(batch)
+            except Exception as error:  # whatever it is, it is these requests' trouble: the next ones are answered
+                failed, self._running = self._running, []
+                for job in failed:
+                    _call(job, job.on_error, error)
+        for job in self._waiting:
+            _call(job, job.on_error, _closed())
+
+    def _generate(self, batch: list[Job]) -> None:
+        with self._using(batch[0].adapter):
+            stops = set().union(*(j.stop_ids for j in batch))
+            for token in generate(self._model, [j.request for j in batch], stops, lambda row: batch[row].cancelled):
+                if self._closing:
+                    raise _closed()
+                job = batch[token.row]
+                if token.finish:
+                    self._running.remove(job)
+                _call(job, job.on_token, token)
 
     def _next_batch(self) -> list[Job]:
         """The oldest request and its companions; empty when closing."""
@@ -142,6 +160,7 @@ class Engine:
             batch = [j for j in self._waiting if j.adapter == adapter][:MAX_BATCH]
             for job in batch:
                 self._waiting.remove(job)
+            self._running = list(batch)
             return batch
 
     def _using(self, adapter: str | None):
@@ -163,3 +182,15 @@ class Engine:
             raise AdapterError("the adapter changes nothing", where=str(adapter_dir),
                                why="a probe question has the same logits with it and without it",
                                fix="train it again; its weights may never have been saved")
+
+
+def _call(job: Job, callback: Callable, value) -> None:
+    """A callback that fails (its event loop is gone, say) ends its own request, not the worker or its companions."""
+    try:
+        callback(value)
+    except Exception:
+        job.cancel()
+
+
+def _closed() -> TunesmithError:
+    return TunesmithError("the server is stopping", fix="ask again when it is back")

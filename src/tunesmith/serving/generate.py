@@ -14,6 +14,11 @@ from typing import Literal
 
 import torch
 
+from tunesmith.serving.text import decode
+
+COLDEST = 1e-6
+"""Below this temperature the logits would overflow; the most likely token has all the mass long before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -89,7 +94,7 @@ class _Sampler:
         r = self.request
         if r.temperature == 0.0:
             return int(logits_V.argmax())
-        p_V = (logits_V / r.temperature).softmax(-1)
+        p_V = (logits_V / max(r.temperature, COLDEST)).softmax(-1)
         if r.top_p < 1.0:
             sorted_V, order_V = p_V.sort(descending=True)
             sorted_V[sorted_V.cumsum(0) - sorted_V >= r.top_p] = 0.0
@@ -119,5 +124,5 @@ def answers(model, tokenizer, prompts: list[list[int]], stop_ids: set[int], *, m
                 tokens[t.row].append(t.id)
             stopped[t.row] = t.finish == "stop"
         for row, i in enumerate(part):
-            result[i] = (tokenizer.decode(tokens[row], skip_special_tokens=True), stopped[row])
+            result[i] = (decode(tokenizer, tokens[row]), stopped[row])
     return result

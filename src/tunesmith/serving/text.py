@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 UNFINISHED = "�"
-WORD_CONTEXT = 6
-"""Tokens decoded again before the new ones, because a token's text can depend on its neighbours."""
+
+
+def decode(tokenizer, ids: list[int]) -> str:
+    """Text of an answer: without special tokens, and exactly as it was generated (no "clean-up" of spaces)."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @dataclass
@@ -15,6 +18,10 @@ class TextStream:
 
     `push` returns what can be shown for certain: the tail that could still become a stop sequence, or a character
     whose last bytes are missing, waits for the next token or for `finish`.
+
+        ids     t0 t1 t2 | t3 t4 | t5 t6         t5 may end in half a character: it waits for t6
+                         context read            decoded again with what follows, because a token's text can
+                                                 depend on the one before it
     """
 
     tokenizer: object
@@ -22,38 +29,39 @@ class TextStream:
     stopped: bool = False
     """A stop sequence was met; it is not part of the text."""
     _ids: list[int] = field(default_factory=list)
-    _start: int = 0
+    _context: int = 0
+    _read: int = 0
+    """Tokens whose text is in `_text`."""
     _text: str = ""
-    """Decoded, from the beginning."""
     _shown: int = 0
 
     def push(self, token: int) -> str:
         self._ids.append(token)
-        window = self.tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
+        window = decode(self.tokenizer, self._ids[self._context :])
         if window.endswith(UNFINISHED):
             return ""
-        before = self.tokenizer.decode(self._ids[self._start : -1], skip_special_tokens=True).rstrip(UNFINISHED)
-        self._text += window[len(before) :] if window.startswith(before) else window
-        self._start = max(self._start, len(self._ids) - WORD_CONTEXT)
-        return self._release()
+        self._take(window)
+        return self._release(hold=True)
 
     def finish(self) -> str:
         """The rest, when no more tokens come."""
+        if self._read < len(self._ids):
+            self._take(decode(self.tokenizer, self._ids[self._context :]))
+        return self._release(hold=False)
+
+    def _take(self, window: str) -> None:
+        known = decode(self.tokenizer, self._ids[self._context : self._read])
+        self._text += window[len(known) :]
+        self._context, self._read = self._read, len(self._ids)
+
+    def _release(self, hold: bool) -> str:
+        """What is new up to the stop sequence that is complete first, or up to what may become one."""
         if self.stopped:
             return ""
-        whole = self.tokenizer.decode(self._ids, skip_special_tokens=True)
-        self._text = whole if whole.startswith(self._text[: self._shown]) else self._text
-        rest, self._shown = self._text[self._shown :], len(self._text)
-        return rest
-
-    def _release(self) -> str:
-        found = [at for s in self.stop if (at := self._text.find(s, max(0, self._shown - len(s)))) >= 0]
-        if found:
-            self.stopped = True
-            end = max(self._shown, min(found))
-        else:
-            end = len(self._text) - self._waiting()
-        piece, self._shown = self._text[self._shown : end], max(self._shown, end)
+        found = [(at + len(s), at) for s in self.stop if (at := self._text.find(s, self._shown)) >= 0]
+        self.stopped = bool(found)
+        end = min(found)[1] if found else len(self._text) - (self._waiting() if hold else 0)
+        piece, self._shown = self._text[self._shown : end], end
         return piece
 
     def _waiting(self) -> int:
