@@ -13,6 +13,20 @@ from tunesmith.recipe.schema import Eval
 BASE, TUNED = "zero_shot", "tuned"
 
 
+def measurable(name: str, rows: list[Row], config: Eval) -> None:
+    """Raises DataError when test set `name` has no rows, or references that a metric cannot be computed on."""
+    if not rows:
+        raise DataError(f"test set {name!r} has no rows", fix="see `tunesmith data audit`, or raise data.max_tokens")
+    for metric in config.metrics:
+        score = METRICS[metric].score
+        for row in rows if score else ():
+            try:
+                score(row.answer, row.answer)
+            except ValueError as error:
+                raise DataError(f"metric {metric} cannot be computed on {name!r}", where=row.where, why=str(error),
+                                fix="take it out of eval.metrics") from error
+
+
 def compare_set(rows: list[Row], results: dict[str, dict], config: Eval) -> dict:
     """One test set of the report: `n`, `metrics`, `items`.
 
@@ -27,12 +41,8 @@ def compare_set(rows: list[Row], results: dict[str, dict], config: Eval) -> dict
 
 def _scores(name: str, rows: list[Row], results: dict[str, dict]) -> dict[str, list[float]]:
     score = METRICS[name].score
-    try:
-        return {system: [score(text, row.answer) for (text, _), row in zip(r["answers"], rows, strict=True)]
-                for system, r in results.items()}
-    except ValueError as error:
-        raise DataError(f"metric {name} cannot be computed on these rows", why=str(error),
-                        fix="take it out of eval.metrics") from error
+    return {system: [score(text, row.answer) for (text, _), row in zip(r["answers"], rows, strict=True)]
+            for system, r in results.items()}
 
 
 def _by_score(name: str, scores: dict[str, list[float]]) -> dict:

@@ -66,16 +66,17 @@ def _f1(given: Counter, wanted: Counter) -> float:
 def _fields(text: str) -> Counter | None:
     try:
         value = json.loads(text)
-    except ValueError:
+        return Counter(_leaves(value)) if isinstance(value, dict) else None
+    except (ValueError, RecursionError):  # a model that repeats itself can open a thousand brackets
         return None
-    return Counter(_leaves(value)) if isinstance(value, dict) else None
 
 
-def _leaves(value, path: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [leaf for k, v in value.items() for leaf in _leaves(v, f"{path}.{k}")]
-    if isinstance(value, list):
-        return [leaf for i, v in enumerate(value) for leaf in _leaves(v, f"{path}[{i}]")]
+def _leaves(value, path: tuple = ()) -> list[tuple[tuple, str]]:
+    """(keys on the way, value as JSON). An empty object or list is a value."""
+    if value and isinstance(value, dict):
+        return [leaf for k, v in value.items() for leaf in _leaves(v, (*path, k))]
+    if value and isinstance(value, list):
+        return [leaf for i, v in enumerate(value) for leaf in _leaves(v, (*path, i))]
     return [(path, json.dumps(value))]
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from tunesmith.data.prepare import TRAIN, Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.evals.compare import compare_set
+from tunesmith.evals.compare import compare_set, measurable
 from tunesmith.evals.metrics import METRICS
 from tunesmith.recipe.schema import Eval, Recipe
-from tunesmith.store.files import read_json, write_json, write_text
+from tunesmith.store.files import read_json, sha256_json, sha256_tree, write_json, write_text
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, now, tokenizer_for
 
@@ -29,7 +29,7 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     """Measure a finished run and write its report. Returns the report.
 
     Raises:
-        DataError: a metric that cannot be computed on these rows.
+        DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
         AdapterError: the run has no adapter, or it does not fit its base.
     """
     import torch
@@ -41,18 +41,20 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
 
     loaded, dataset, base, state = run.recipe(), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
+    samples = {n: _sample(dataset, n, recipe.eval.samples, recipe.train.seed) for n in dataset.tests}
+    for name, rows in samples.items():
+        measurable(name, _pick(dataset, name, rows), recipe.eval)
     torch.set_num_threads(state["threads"])
     tokenizer = tokenizer_for(base, loaded)
     model = lora.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
     fuse(model)
     shots = _shots(dataset, recipe)
     sets = {}
-    for name in dataset.tests:
-        rows = _sample(dataset, name, recipe.eval.samples, recipe.train.seed)
+    for name, rows in samples.items():
         say(f"evaluating {len(rows)} rows of {name!r}")
         results = _measure(model, tokenizer, dataset, name, rows, shots, recipe.eval, say)
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        sets[name] = {"source": source} | compare_set([dataset.rows(name)[i] for i in rows], results, recipe.eval)
+        sets[name] = {"source": source} | compare_set(_pick(dataset, name, rows), results, recipe.eval)
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -68,8 +70,25 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
 
     write_text(folder / "report.html", render_report(report))
     run.update(report_path=str(folder / "report.html"))
+    _track(run, recipe, report)
     say(report["verdict"])
     return report
+
+
+def _track(run: Run, recipe: Recipe, report: dict) -> None:
+    """Add the report and its numbers to the training's MLflow run. Raises TrackingError."""
+    from tunesmith.store.home import home
+    from tunesmith.track import mlflow
+
+    if not run.state.get("mlflow_run_id"):
+        return
+    tracker = mlflow.start(recipe.track.mlflow, home(), experiment=recipe.track.experiment or recipe.name,
+                           run_name=run.state["run_id"], params={}, tags={}, mlflow_run_id=run.state["mlflow_run_id"])
+    values = {f"{part}/{metric}/{system}": measured["value"] for part, found in report["sets"].items()
+              for metric, m in found["metrics"].items() for system, measured in m["systems"].items()}
+    tracker.metrics(run.state["steps"], values)
+    tracker.artifact(run.path / REPORT / "report.html")
+    tracker.finish()
 
 
 def read_report(run: Run) -> dict | None:
@@ -94,8 +113,13 @@ def _sample(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
     return sorted(random.Random(f"{seed}/{name}").sample(range(count), min(samples, count)))
 
 
+def _pick(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
+    all_rows = dataset.rows(name)
+    return [all_rows[i] for i in rows]
+
+
 def _shots(dataset: Dataset, recipe: Recipe) -> list[Row]:
-    """Training rows shown to the base: short enough to be shown, the same for every question."""
+    """Training rows shown to the base: one question and its answer each, the same for every question."""
     rows = [r for r in dataset.rows(TRAIN)
             if [m["role"] for m in r.messages if m["role"] != "system"] == ["user", "assistant"]]
     return random.Random(f"{recipe.train.seed}/shots").sample(rows, min(recipe.eval.shots, len(rows)))
@@ -109,8 +133,7 @@ def _measure(model, tokenizer, dataset: Dataset, name: str, rows: list[int], sho
     from tunesmith.serving.generate import answers
     from tunesmith.template.render import generation_prompt, stop_ids
 
-    all_rows, tokens, stops = dataset.rows(name), dataset.tokens(name), stop_ids(tokenizer)
-    questions = [all_rows[i] for i in rows]
+    questions, tokens, stops = _pick(dataset, name, rows), dataset.tokens(name), stop_ids(tokenizer)
     results = {}
     for system in (*config.baselines, TUNED):
         if system == FEW_SHOT and not shots:
@@ -146,7 +169,7 @@ def _with_shots(row: Row, shots: list[Row]) -> list[dict]:
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:
     return {"method": recipe.method.type, "rank": recipe.method.rank,
             "trainable_parameters": run.state["trainable_parameters"],
-            "bytes": sum(p.stat().st_size for p in run.adapter.iterdir()), "digest": run.state["adapter_digest"]}
+            "bytes": sum(p.stat().st_size for p in run.adapter.iterdir()), "digest": sha256_json(sha256_tree(run.adapter))}
 
 
 def _dataset_facts(run: Run, dataset: Dataset, template: str) -> dict:
@@ -156,7 +179,8 @@ def _dataset_facts(run: Run, dataset: Dataset, template: str) -> dict:
                         fix="bring the template back, or train again")
     counts = dataset.manifest["counts"]
     return {"id": dataset.id, "train_rows": counts["train"], "used_rows": run.state["rows_trained"],
-            "test_rows": counts[f"test:{dataset.tests[0]}"], "trained_tokens": counts["trained_tokens"], "tokens": counts["tokens"], "template_fingerprint": template}
+            "test_rows": counts[f"test:{dataset.tests[0]}"], "trained_tokens": counts["trained_tokens"],
+            "tokens": counts["tokens"], "template_fingerprint": template}
 
 
 def _training_facts(run: Run) -> dict:

@@ -6,7 +6,7 @@
                            recipe.yaml  recipe.resolved.json  environment.json
                            report/  dataset.json  golden.json
 
-The id is the beginning of the sha256 over what the bundle holds, so the same run gives the same id.
+The id is the beginning of the sha256 over the manifest (but its date), so the same run gives the same id.
 """
 
 from __future__ import annotations
@@ -50,15 +50,19 @@ class Release:
         path = find("releases", name)
         release = cls(path, read_json(path / MANIFEST))
         release.verify()
+        if path.name.startswith("rel-") and path.name != release.id:
+            raise StoreError(f"another release lies where {path.name} should", where=str(path), why=f"it is {release.id}",
+                             fix="bring the bundle back from where it was copied, or release again")
         return release
 
     def verify(self) -> None:
         """Raises StoreError naming the first file that was changed, added or lost since the release."""
         found = {n: d for n, d in sha256_tree(self.path).items() if n != MANIFEST}
-        expected = self.manifest["files"]
-        odd = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        if odd or _release_id(self.manifest) != self.id:
-            raise StoreError(f"release {self.id} is not as it was released", where=str(self.path / (odd[0] if odd else MANIFEST)),
+        expected = self.manifest.get("files", {})
+        odd = [] if _release_id(self.manifest) == self.manifest.get("release_id") else [MANIFEST]
+        odd += sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        if odd:
+            raise StoreError(f"release {self.path.name} is not as it was released", where=str(self.path / odd[0]),
                              why="its digest differs", fix="bring the bundle back from where it was copied, or release again")
 
     def base(self) -> Base:
@@ -83,6 +87,9 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None) -> dict:
     """
     recipe, dataset = run.recipe().recipe, run.dataset()
     report = read_report(run)
+    if report and sha256_json(sha256_tree(run.adapter)) != report["adapter"]["digest"]:
+        raise StoreError("the adapter is not the one that was evaluated", where=str(run.adapter),
+                         why="its digest differs from the report's", fix=f"tunesmith eval {run.path.name}")
     gates = judge(Evidence(recipe, report, dataset.manifest))
     for gate in gates:
         say(f"gate {gate.name}: {gate.verdict} - {gate.evidence['message']}")
@@ -100,7 +107,8 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None) -> dict:
 def all_releases() -> list[dict]:
     """Manifests, newest first."""
     root = home() / "releases"
-    manifests = [read_json(p) for p in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
+    folders = [p for p in root.iterdir() if not p.name.startswith(".")] if root.is_dir() else []
+    manifests = [read_json(p / MANIFEST) for p in folders if (p / MANIFEST).is_file()]
     return sorted(manifests, key=lambda m: m["created"], reverse=True)
 
 
@@ -134,7 +142,7 @@ def _bundle(run: Run, report: dict, gates: list[dict]) -> Release:
 
 
 def _release_id(manifest: dict) -> str:
-    content = {k: manifest[k] for k in ("name", "base", "dataset_id", "template_fingerprint", "dtype", "gates", "files")}
+    content = {k: v for k, v in manifest.items() if k not in ("release_id", "created")}
     return "rel-" + sha256_json(content).removeprefix("sha256:")[:20]
 
 

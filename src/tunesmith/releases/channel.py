@@ -9,6 +9,7 @@ from replaying it.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from tunesmith.store.files import read_json, write_json
 from tunesmith.store.home import home
 from tunesmith.training.run import now
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def promote(release: Release, channel: str, why: str = "") -> dict:
     """Point `channel` at `release`. Returns `{channel, release_id, previous}`. Raises UsageError for a bad name."""
-    if not NAME.match(channel):
+    if not NAME.fullmatch(channel):
         raise UsageError(f"channel name {channel!r}", fix="lower-case letters, digits, - and _, at most 63")
     state = _read(channel) or {"channel": channel, "release_id": None, "history": []}
     previous = state["release_id"]
@@ -71,13 +72,20 @@ def _stack(history: list[dict]) -> list[str]:
 
 
 def _move(state: dict, action: str, release_id: str, why: str) -> None:
-    entry = {"action": action, "release_id": release_id, "at": now(), "by": getpass.getuser(), "why": why}
+    entry = {"action": action, "release_id": release_id, "at": now(), "by": _user(), "why": why}
     write_json(_path(state["channel"]), {"channel": state["channel"], "release_id": release_id,
                                          "history": [*state["history"], entry]})
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"uid {os.getuid()}"
+
+
 def _read(channel: str) -> dict | None:
-    return read_json(_path(channel)) if NAME.match(channel) and _path(channel).is_file() else None
+    return read_json(_path(channel)) if NAME.fullmatch(channel) and _path(channel).is_file() else None
 
 
 def _path(channel: str) -> Path:
