@@ -13,8 +13,6 @@ import random
 import statistics
 import time
 
-import torch
-
 from tunesmith.engine import fast, plain
 from tunesmith.engine.loss import IGNORE
 from tunesmith.engine.memory import peak_bytes
@@ -62,8 +60,9 @@ def main() -> None:
         head = model.get_output_embeddings().weight.numel()
         body = sum(p.numel() for p in model.parameters()) - head
         flops = 4 * body * measured.tokens + 4 * head * (measured.trained_tokens if name == "fast" else measured.tokens)
-        print(f"{name:>5}: {measured.tokens / seconds:6.0f} tokens/s   matmul share {flops / choice.flops_per_second / seconds:.0%}"
-              f"   peak {peak_bytes() / 1e9:.1f} GB")
+        share = flops / choice.flops_per_second / seconds
+        print(f"{name:>5}: {measured.tokens / seconds:6.0f} tokens/s   matmul share {share:.0%}   "
+              f"peak {peak_bytes() / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

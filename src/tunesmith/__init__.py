@@ -4,6 +4,12 @@
     result = tunesmith.run("recipe.yaml")       # check, train, eval, release
 """
 
+import os
+
+# Threads that spin while they wait make a training on shared cores slower by an order of magnitude; on idle cores it makes
+# no difference that can be measured (docs/measurements.md). OpenMP reads this when torch is loaded, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from tunesmith.verbs import (
     check,
     evaluate,

@@ -128,20 +128,13 @@ def runs() -> dict:
 def show(name: str) -> dict:
     """A run's state, a release's manifest or a channel's history, with `kind`. Raises NotFoundError."""
     from tunesmith.errors import NotFoundError
-    from tunesmith.releases.bundle import Release
     from tunesmith.releases.channel import current
-    from tunesmith.training.run import Run
 
-    if name.startswith("rel-"):
-        found = Release.find(name)
-        return {"kind": "release", "path": str(found.path), **found.manifest}
     try:
-        return {"kind": "run", **Run.find(name).state}
-    except NotFoundError as missing:
-        try:
-            return {"kind": "channel", **current(name)}
-        except NotFoundError:
-            raise missing from None
+        return {"kind": "channel", **current(name)}
+    except NotFoundError:
+        found, run = _made(name)
+    return {"kind": "run", **run.state} if run else {"kind": "release", "path": str(found.path), **found.manifest}
 
 
 def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
@@ -188,7 +181,6 @@ def _dataset(recipe: str | Path, say: Say):
 def _run_of(name: str):
     """A run by its id, or the newest run of a recipe, or the run that a release was made from."""
     from tunesmith.errors import NotFoundError
-    from tunesmith.releases.bundle import Release
     from tunesmith.training.run import Run, all_runs
 
     if Path(name).suffix in (".yaml", ".yml"):
@@ -197,4 +189,20 @@ def _run_of(name: str):
         if not made:
             raise NotFoundError("this recipe has no finished run", where=path, fix=f"tunesmith train {name}")
         return Run.find(made[0]["run_id"])
-    return Run.find(Release.find(name).manifest["run_id"] if name.startswith("rel-") else name)
+    found, run = _made(name)
+    return run or Run.find(found.manifest["run_id"])
+
+
+def _made(name: str):
+    """(release, None) or (None, run), whichever goes by this id, unique prefix or path."""
+    from tunesmith.errors import NotFoundError
+    from tunesmith.releases.bundle import Release
+    from tunesmith.training.run import Run
+
+    try:
+        return None, Run.find(name)
+    except NotFoundError as no_run:
+        try:
+            return Release.find(name), None
+        except NotFoundError as no_release:
+            raise (no_release if name.startswith("rel-") else no_run) from None

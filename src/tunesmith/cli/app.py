@@ -20,6 +20,9 @@ for verb in (init.init, check.check, train.train, evaluate.eval_, release.releas
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
 
+WrongCommandLine = typer.BadParameter.__base__
+"""What is raised for unknown verbs, options and missing arguments; typer does not export it."""
+
 
 @app.callback()
 def _root() -> None:
@@ -28,16 +31,18 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point. Known errors become a message and their exit code; a bug keeps its traceback."""
-    from tunesmith.cli.output import fail
-    from tunesmith.errors import TunesmithError
+    from tunesmith.cli.output import emit, fail
+    from tunesmith.errors import TunesmithError, UsageError
 
+    as_json = "--json" in sys.argv
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except TunesmithError as error:
-        sys.exit(fail(error, as_json="--json" in sys.argv))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        sys.exit(fail(error, as_json))
+    except WrongCommandLine as error:
+        error.show()
+        if as_json:
+            emit(UsageError(error.format_message(), fix="see `tunesmith VERB --help`").as_dict(), True, [])
+        sys.exit(UsageError.exit_code)
+    except typer.Abort:  # Ctrl-C, in some versions of click
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away, such as `| head`
-        sys.stderr.close()
-        sys.exit(1)
