@@ -171,7 +171,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
                       lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=10)
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=3000, deadline=None, database=None)
 @given(value=st.dictionaries(KEYS, VALUES, max_size=6), cut=st.integers(0, 200),
        typed=st.text(": -[]{}&*!|>'\"%@`#,?\n\t", max_size=3))
 def test_any_text_is_a_recipe_or_a_list_of_mistakes_with_lines(value, cut, typed):

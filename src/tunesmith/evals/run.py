@@ -70,6 +70,7 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
 
     write_text(folder / "report.html", render_report(report))
     run.update(report_path=str(folder / "report.html"))
+    run.event("evaluated", conclusion=report["verdict"])
     _track(run, recipe, report)
     say(report["verdict"])
     return report

@@ -97,10 +97,12 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None) -> dict:
             say(f"  do: {gate.evidence['fix']}")
     result = {"run_id": run.state["run_id"], "gates": [g.as_dict() for g in gates]}
     if any(g.verdict != "pass" for g in gates):
+        run.event("refused", gates=[g.name for g in gates if g.verdict != "pass"])
         return result | {"release_id": None, "verdict": "refused", "path": None}
     made = _bundle(run, report, [g.as_dict() for g in gates])
     say(f"released {made.id}")
     run.update(release_id=made.id)
+    run.event("released", release=made.id)
     return result | {"release_id": made.id, "verdict": "pass", "path": str(made.path)}
 
 

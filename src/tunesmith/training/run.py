@@ -5,11 +5,13 @@
                    recipe.resolved.json  every value, defaults included
                    environment.json      versions and machine
                    metrics.jsonl         one record a step
+                   events.jsonl          what happened to it, and when
                    checkpoint-N/  adapter/
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -27,7 +29,7 @@ from tunesmith.store.files import publish_directory, read_json, sha256_json, sha
 from tunesmith.store.home import find, home, new_run_id
 
 Say = Callable[[str], None]
-RUN_FILE, ADAPTER = "run.json", "adapter"
+RUN_FILE, EVENTS_FILE, ADAPTER = "run.json", "events.jsonl", "adapter"
 HELD_OUT_ROWS = 64
 """Rows of the primary test set whose loss is watched during training."""
 VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "tunesmith")
@@ -75,7 +77,16 @@ class Run:
         return base
 
     def update(self, **values) -> None:
-        write_json(self.path / RUN_FILE, self.state | values)
+        """Replace values of run.json. A change of status is an event."""
+        before = self.state
+        write_json(self.path / RUN_FILE, before | values)
+        if values.get("status", before["status"]) != before["status"]:
+            self.event(values["status"], **{k: values[k] for k in ("steps", "error") if values.get(k)})
+
+    def event(self, what: str, **facts) -> None:
+        """Add a line to events.jsonl."""
+        with open(self.path / EVENTS_FILE, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"at": now(), "event": what, **facts}, ensure_ascii=False) + "\n")
 
 
 def all_runs() -> list[dict]:
@@ -160,7 +171,9 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
             "dtype": str(choice.dtype).removeprefix("torch."), "device": choice.device,
             "threads": torch.get_num_threads(),
         })
-    return Run(path)
+    run = Run(path)
+    run.event("created", dataset=dataset.id, base=base.digest)
+    return run
 
 
 def _resumed(name: str, loaded: Loaded, base: Base, dataset: Dataset) -> Run:
@@ -214,6 +227,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
         say(f"resuming {run.path.name} after step {start}")
+        run.event("resumed", after_step=start)
     run.update(status="running", engine=engine, trainable_parameters=trainable, total_steps=len(steps), error=None,
                rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id)
     try:
