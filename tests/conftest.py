@@ -80,9 +80,9 @@ def tiny_tokenizer(tiny_base):
     return AutoTokenizer.from_pretrained(tiny_base)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
-    """A TUNESMITH_HOME of its own."""
+    """A TUNESMITH_HOME of its own, for every test: nothing is ever written where pytest was started."""
     path = tmp_path / "home"
     monkeypatch.setenv("TUNESMITH_HOME", str(path))
     return path

@@ -177,7 +177,7 @@ def spoiled_rows(draw):
     return value
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=250, deadline=None, database=None)
 @given(value=st.one_of(spoiled_rows(), JSON.filter(lambda v: isinstance(v, dict))), fmt=st.sampled_from(["auto", "openai"]))
 def test_spoiled_row_is_a_row_or_a_problem_at_its_place(value, fmt):
     try:
@@ -204,7 +204,7 @@ def spoiled_files(draw):
     return lines
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=120, deadline=None, database=None)
 @given(lines=spoiled_files())
 def test_rows_in_are_rows_out_and_rows_reported(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "spoiled.jsonl"

@@ -220,6 +220,14 @@ def test_row_longer_than_allowed_is_refused_with_its_length(dataset_of, make_rec
     assert re.match(r"\d+ tokens, and data.max_tokens is 50", problem.message) and "on_overflow: drop" in problem.fix
 
 
+def test_row_of_exactly_the_allowed_length_is_kept(dataset_of, make_recipe):
+    made = dataset_of(make_recipe())
+    longest = max(made.tokens("train").lengths + made.tokens("test").lengths)
+    assert dataset_of(make_recipe(**{"data.max_tokens": longest})).manifest["counts"]["train"] == 40
+    shorter = refusal(dataset_of, make_recipe(**{"data.max_tokens": longest - 1}))
+    assert {p.message for p in shorter.problems} == {f"{longest} tokens, and data.max_tokens is {longest - 1}"}
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_part_of_which_nothing_is_left_is_refused(dataset_of, make_recipe, tmp_path, part):
     recipe = make_recipe(**{"data.max_tokens": 50, "data.on_overflow": "drop"})
@@ -259,7 +267,7 @@ ANY = st.text(max_size=8) | st.text(st.characters(exclude_categories=[]), max_si
 """The second also makes halves of surrogate pairs."""
 
 
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(ANY, ANY.map(lambda t: f"a{t}")), min_size=1, max_size=8), escaped=st.booleans())
 def test_any_text_is_prepared_exactly_or_refused(dataset_of, make_recipe, tmp_path, pairs, escaped):
     recipe = make_recipe()

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -37,15 +38,15 @@ def names(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
-@pytest.fixture
-def limited(monkeypatch):
-    """Files of this process cannot grow beyond 4 kB."""
+@contextmanager
+def files_limited_to(size):
+    """Files of this process cannot grow beyond `size` bytes. Not a fixture: pytest's own output is a file too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # ---- digests
@@ -90,11 +91,11 @@ def test_write_makes_folders_replaces_and_reads_back(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, limited):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "a"
     write_bytes(path, b"old")
-    with pytest.raises(StoreError, match="could not write") as error:
-        write_bytes(path, b"x" * (limited + 1))
+    with files_limited_to(4096), pytest.raises(StoreError, match="could not write") as error:
+        write_bytes(path, b"x" * 4097)
     assert error.value.why == os.strerror(27) and isinstance(error.value, OSError)  # File too large
     assert path.read_bytes() == b"old" and names(tmp_path) == ["a"]
 
@@ -178,9 +179,9 @@ def test_nothing_is_seen_at_the_final_place_before_the_end(tmp_path):
     assert (tmp_path / "ds-1" / "a").read_text() == "half"
 
 
-def test_system_error_inside_says_what_could_not_be_written(tmp_path, limited):
-    with pytest.raises(StoreError, match=f"could not write {tmp_path / 'ds-1'}"):
-        publish(tmp_path / "ds-1", text="x" * (limited + 1))
+def test_system_error_inside_says_what_could_not_be_written(tmp_path):
+    with files_limited_to(4096), pytest.raises(StoreError, match=f"could not write {tmp_path / 'ds-1'}"):
+        publish(tmp_path / "ds-1", text="x" * 4097)
     assert names(tmp_path) == []
 
 

@@ -17,7 +17,7 @@ from tunesmith.template.render import generation_prompt, render, stop_ids, stop_
 PIECES = ["\n", "\n\n", " ", "  \t", "🙂", "é", "\u2028", "\x00", "{{ x }}", "{% for %}", "assistant\n", "<|im", "_end|>",
           "im_end", '{"a": 1}', "كتاب", "日本", "<think>", "</s>"]
 CONTROL = ["<|im_end|>", "<|im_start|>"]
-FEW = settings(max_examples=80, deadline=None, database=None)
+FEW = settings(max_examples=50, deadline=None, database=None)
 
 
 def texts(pieces: list[str], without: tuple[str, ...]):
@@ -253,7 +253,7 @@ def test_render_leaves_the_row_as_it_was(tiny_tokenizer):
 
 
 @pytest.mark.real
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=25, deadline=None, database=None)
 @given(messages=conversations([p for p in PIECES if p != "\x00"], categories=("Cc", "Cn", "Co")))
 def test_real_tokenizer_keeps_all_of_it_or_refuses_the_row(real_tokenizer, messages):
     """Without control and unassigned characters: its vocabulary lacks some of their bytes."""

@@ -19,7 +19,7 @@ from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
 from tunesmith.recipe.schema import Method
 from tunesmith.training import checkpoint
-from tunesmith.training.loop import _check_adapter
+from tunesmith.training.loop import _check_adapter, _write
 from tunesmith.training.run import Run, all_runs, train
 
 
@@ -130,3 +130,12 @@ def test_full_disk_is_a_store_error_and_the_run_resumes(make_recipe, small_disk,
     assert 0 < len(checkpoint.all_in(run.path)) < 14
     small_disk(8000)
     assert_resumable(run, recipe, left, assert_same)
+
+
+def test_events_and_metrics_on_a_full_disk_are_store_errors_too(small_disk):
+    run_dir = small_disk(64)
+    with pytest.raises(OSError, match="No space left"):
+        (run_dir / "filler").write_bytes(bytes(1 << 20))
+    for write in (lambda: Run(run_dir).event("stopped"), lambda: _write(run_dir, {"step": 1})):
+        with pytest.raises(StoreError, match="could not write"):
+            write()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
+from tunesmith.data.pack import plan_steps
 from tunesmith.engine import fast
 from tunesmith.errors import NotFoundError, RecipeError, TrackingError
 from tunesmith.methods import lora
@@ -116,14 +117,51 @@ def test_adapter_loads_in_plain_peft_with_the_logits_and_the_held_out_loss_of_th
     assert state["eval_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_losses_and_adapter_are_those_of_a_loop_of_peft_and_torch_alone(make_recipe, tiny_base):
+    """Only the order of the rows is taken from the run; model, loss, clipping, AdamW and schedule are theirs."""
+    state = train(make_recipe(**{"train.clip_norm": 0.3, "train.weight_decay": 0.1, "train.warmup": 0.2}))
+    tokens = Run.find(state["run_id"]).dataset().tokens("train")
+    plan = plan_steps(tokens.lengths, tokens_per_step=256, epochs=2)
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base),
+                           LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+    warmup = round(0.2 * len(plan))
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, len(plan))
+    losses, norms = [], []
+    for number, step in enumerate(plan):
+        if number < warmup:
+            optimizer.param_groups[0]["lr"] = 0.01 * (number + 1) / (warmup + 1)
+        logits, labels = [], []
+        for ids, trained in (tokens[row] for row in step.rows):
+            mask = torch.tensor(trained[1:])
+            logits.append(model(input_ids=torch.tensor([ids])).logits[0, :-1][mask])
+            labels.append(torch.tensor(ids[1:])[mask])
+        loss = F.cross_entropy(torch.cat(logits), torch.cat(labels))
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.3).item())
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    steps, _ = metrics(state)
+    assert [r["loss"] for r in steps] == pytest.approx(losses, rel=1e-4)
+    assert [r["grad_norm"] for r in steps] == pytest.approx(norms, rel=1e-3)
+    assert max(norms) > 2 * 0.3
+    ours, theirs = adapter_of(state), get_peft_model_state_dict(model)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[n] - theirs[n]).norm() < 1e-2 * theirs[n].norm() for n in ours)
+
+
 def test_newest_checkpoints_are_kept_with_exactly_the_documented_files(make_recipe):
     state = train(make_recipe(**{"train.checkpoint": {"every_steps": 4, "keep": 2}}))
     run = Path(state["run_dir"])
     n = state["steps"]
     assert n % 4
     assert sorted(p.name for p in run.iterdir()) == sorted([
-        "adapter", f"checkpoint-{n - n % 4}", f"checkpoint-{n}", "environment.json", "metrics.jsonl", "recipe.resolved.json",
-        "recipe.yaml", "run.json"])
+        "adapter", f"checkpoint-{n - n % 4}", f"checkpoint-{n}", "environment.json", "events.jsonl", "metrics.jsonl",
+        "recipe.resolved.json", "recipe.yaml", "run.json"])
     for path in checkpoint.all_in(run):
         assert sorted(p.name for p in path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", "optimizer.pt",
                                                           "rng_state.pth", "scheduler.pt", "trainer_state.json"]

@@ -25,7 +25,15 @@ from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
 from tunesmith.recipe.load import Loaded, load
-from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json, write_text
+from tunesmith.store.files import (
+    explain_os_errors,
+    publish_directory,
+    read_json,
+    sha256_json,
+    sha256_tree,
+    write_json,
+    write_text,
+)
 from tunesmith.store.home import find, home, new_run_id
 
 Say = Callable[[str], None]
@@ -85,7 +93,8 @@ class Run:
 
     def event(self, what: str, **facts) -> None:
         """Add a line to events.jsonl."""
-        with open(self.path / EVENTS_FILE, "a", encoding="utf-8") as f:
+        path = self.path / EVENTS_FILE
+        with explain_os_errors(path, "write"), open(path, "a", encoding="utf-8") as f:
             f.write(json.dumps({"at": now(), "event": what, **facts}, ensure_ascii=False) + "\n")
 
 
