@@ -199,7 +199,7 @@ def test_every_verb_that_takes_a_release_verifies_it(release, command):
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_written_when_a_gate_refuses(project, command):
+def test_nothing_but_the_event_is_written_when_a_gate_refuses(project, command):
     """The same run, asked for more than it has."""
     path = project.run_dir / "recipe.resolved.json"
     recipe = json.loads(path.read_text())
@@ -211,7 +211,11 @@ def test_nothing_is_written_when_a_gate_refuses(project, command):
     assert (refused["verdict"], refused["release_id"]) == ("refused", None)
     assert [g["verdict"] for g in refused["gates"]] == ["fail", "pass"]
     assert refused["gates"][0]["evidence"]["min_gain"] == 50.0
-    assert sha256_tree(project.home) == before
+    after = sha256_tree(project.home)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {
+        f"runs/{project.done['run_id']}/events.jsonl"}
+    event = json.loads((project.run_dir / "events.jsonl").read_text().splitlines()[-1])
+    assert (event["event"], event["gates"]) == ("refused", ["target"])
 
 
 def test_a_run_that_was_never_evaluated_is_refused(project, command):
