@@ -81,11 +81,15 @@ def tiny_tokenizer(tiny_base):
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    """A TUNESMITH_HOME of its own, for every test: nothing is ever written where pytest was started."""
-    path = tmp_path / "home"
-    monkeypatch.setenv("TUNESMITH_HOME", str(path))
-    return path
+def _never_in_the_checkout(tmp_path, monkeypatch) -> None:
+    """Nothing is written where pytest was started."""
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """The TUNESMITH_HOME of this test."""
+    return tmp_path / "home"
 
 
 def chat_row(n: int, street: str) -> dict:
