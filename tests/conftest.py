@@ -81,9 +81,11 @@ def tiny_tokenizer(tiny_base):
 
 
 @pytest.fixture(autouse=True)
-def _never_in_the_checkout(tmp_path, monkeypatch) -> None:
+def _never_in_the_checkout(tmp_path):
     """Nothing is written where pytest was started."""
-    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+        yield
 
 
 @pytest.fixture
