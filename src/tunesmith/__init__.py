@@ -6,8 +6,8 @@
 
 import os
 
-# Threads that spin while they wait make a training on shared cores slower by an order of magnitude; on idle cores it makes
-# no difference that can be measured (docs/measurements.md). OpenMP reads this when torch is loaded, so it is set before.
+# Threads that spin while they wait can make a training on shared cores several times slower (docs/measurements.md). OpenMP
+# reads this when torch is loaded, so it is set before; a value of your own is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tunesmith.verbs import (

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MATMUL_SHARE = 0.5
-"""Of a step's time, measured on the CPU with SmolLM2-135M (benchmarks/step.py). The rest is memory traffic."""
+"""Of a step's time; the rest is memory traffic. An assumption for CPUs: benchmarks/step.py prints what it is on yours."""
 PROCESS_BYTES = 900_000_000
 """Python, torch, transformers and oneDNN's own buffers, before any weight."""
 
