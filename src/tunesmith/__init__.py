@@ -6,9 +6,12 @@
 
 import os
 
-# Threads that spin while they wait can make a training on shared cores several times slower (docs/measurements.md). OpenMP
-# reads this when torch is loaded, so it is set before; a value of your own is kept.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A thread that waits for another spins for a moment and then sleeps: spinning for long makes a training on shared cores
+# several times slower, sleeping at once a third slower on idle ones (docs/measurements.md). OpenMP reads both when torch is
+# loaded, so they are set before; a waiting policy of your own is kept.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tunesmith.verbs import (
     check,
