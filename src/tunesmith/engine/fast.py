@@ -11,7 +11,7 @@ import torch
 
 from tunesmith.engine import attention
 from tunesmith.engine.lora_linear import fused_forward
-from tunesmith.engine.loss import chunked_loss
+from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss
 from tunesmith.engine.packing import layout
 
 KNOWN_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -51,8 +51,13 @@ def fuse(model) -> None:
 
 
 def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss and hit count of one pack of `(tokens, shifted labels)` rows on the fast path."""
+    """Summed loss and hit count of one pack of `(tokens, shifted labels)` rows on the fast path.
+
+    The pack is filled up to a round number of tokens with one more row, which no row sees and nothing is learned from.
+    """
     causal_lm = model.get_base_model()
+    if short := -sum(len(tokens) for tokens, _ in rows) % GRAIN:
+        rows = [*rows, ([0] * short, [IGNORE] * short)]
     device = next(causal_lm.parameters()).device
     plan = layout([len(tokens) for tokens, _ in rows], device)
     tokens_1T = torch.tensor([t for tokens, _ in rows for t in tokens], device=device).unsqueeze(0)

@@ -14,10 +14,13 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 CHUNK_TOKENS = 256
+GRAIN = 64
+"""Packs and chunks are filled up to a multiple of this many tokens: a matmul of a new shape is compiled when it is first
+met, and every step of other lengths would meet new ones (docs/measurements.md)."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over labelled tokens of -log p(label). Returns (sum, count of argmax hits)."""
+    """Sum over labelled tokens of -log p(label), 0 where the label is IGNORE. Returns (sum, count of argmax hits)."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N):
@@ -33,10 +36,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             labels_C = labels_N[part]
             hits += (logits_CV.argmax(-1) == labels_C).sum()
             logp_CV = logits_CV.log_softmax(-1)
-            total -= logp_CV.gather(1, labels_C[:, None]).sum()
+            real_C = labels_C != IGNORE
+            words_C = labels_C.clamp(min=0)
+            total -= (logp_CV.gather(1, words_C[:, None]).squeeze(1) * real_C).sum()
             if needs_grad:
                 p_CV = logp_CV.exp_()
-                p_CV[torch.arange(labels_C.shape[0], device=p_CV.device), labels_C] -= 1.0
+                p_CV[torch.arange(labels_C.shape[0], device=p_CV.device), words_C] -= 1.0
+                p_CV[~real_C] = 0.0
                 grad_ND[part] = p_CV.to(weight_VD.dtype) @ weight_VD
         ctx.grad_ND = grad_ND
         ctx.mark_non_differentiable(hits)
@@ -54,6 +60,10 @@ def labelled_positions(labels_T: torch.Tensor) -> torch.Tensor:
 
 
 def chunked_loss(hidden_TD: torch.Tensor, head: nn.Linear, labels_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(summed loss, count of tokens whose most likely word was the label). `labels_T` is aligned with `hidden_TD`."""
+    """(summed loss, count of tokens whose most likely word was the label). `labels_T` is aligned with `hidden_TD`.
+
+    Positions without a label fill the last chunk up, as far as there are any.
+    """
     where = labelled_positions(labels_T)
+    where = torch.cat([where, (labels_T == IGNORE).nonzero().squeeze(1)[: -len(where) % GRAIN]])
     return ChunkedCrossEntropy.apply(hidden_TD.index_select(0, where), head.weight, head.bias, labels_T[where])
