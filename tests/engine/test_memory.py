@@ -5,6 +5,8 @@ pytest tests/engine/test_memory.py
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from tunesmith.engine import estimate, fast
+from tunesmith.engine.loss import GRAIN
 from tunesmith.engine.memory import peak_bytes
 from tunesmith.objectives.sft import forward_backward
 
@@ -27,6 +30,29 @@ def test_peak_is_the_kernels_high_water_mark_in_bytes():
     assert peak_bytes() >= before
     assert peak_bytes() == pytest.approx(high_water(), rel=0.02)
     assert block.sum() == 64 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_kept_pages_are_not_cleared_again():
+    """Page faults of making and freeing the same 64 MB, before and after, in a process of its own."""
+    script = """
+import resource, torch
+from tunesmith.engine.loss import GRAIN
+from tunesmith.engine.memory import keep_pages
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.zeros(64 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+mapped = faults()
+assert keep_pages()
+faults()
+print(mapped, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    mapped, kept = map(int, out.split())
+    assert kept < mapped / 50
 
 
 def kept_for_backward(model, rows) -> int:
@@ -76,7 +102,7 @@ def test_seconds_follow_the_multiplications_of_a_step(make_model, make_rows):
     """FLOPs of a real step, counted by torch, against those the estimate assumes."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, rows = make_model(num_hidden_layers=4, intermediate_size=160), make_rows([30] * 10)
+    model, rows = make_model(num_hidden_layers=4, intermediate_size=160), make_rows([32] * 10)
     fast.accelerate(model)
     with FlopCounterMode(display=False) as counter:
         measured = forward_backward(fast.forward_loss, model, [rows])
@@ -84,5 +110,6 @@ def test_seconds_follow_the_multiplications_of_a_step(make_model, make_rows):
     embeddings = model.get_input_embeddings().weight.numel()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = estimate.Shape.of(model.get_base_model().config, parameters - embeddings, trainable, 4)
-    flops = estimate.seconds(shape, measured.tokens, measured.trained_tokens, flops_per_second=1.0) * estimate.MATMUL_SHARE
+    filled = measured.trained_tokens + -measured.trained_tokens % GRAIN
+    flops = estimate.seconds(shape, measured.tokens, filled, flops_per_second=1.0) * estimate.MATMUL_SHARE
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.1)

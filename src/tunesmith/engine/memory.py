@@ -1,11 +1,16 @@
-"""Peak resident memory, as the operating system counts it."""
+"""This process's memory: its peak as the operating system counts it, and how the allocator treats it."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt(3)."""
+NEVER = 2**31 - 1
 
 
 def peak_bytes() -> int:
@@ -13,3 +18,15 @@ def peak_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def keep_pages() -> bool:
+    """Let the allocator keep what a step frees for the next one. False where that is not glibc's business.
+
+    By default every large tensor is mapped anew and unmapped when freed, and the kernel clears its pages each time:
+    a quarter of a small training step (docs/measurements.md).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))

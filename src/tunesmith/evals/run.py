@@ -35,6 +35,7 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     import torch
 
     from tunesmith.engine.fast import fuse
+    from tunesmith.engine.memory import keep_pages
     from tunesmith.methods import lora
     from tunesmith.models.load import model_of
     from tunesmith.template.fingerprint import fingerprint
@@ -45,6 +46,7 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     for name, rows in samples.items():
         measurable(name, _pick(dataset, name, rows), recipe.eval)
     torch.set_num_threads(state["threads"])
+    keep_pages()
     tokenizer = tokenizer_for(base, loaded)
     model = lora.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
     fuse(model)

@@ -62,8 +62,10 @@ class Engine:
     def __init__(self, base: Base, tokenizer, dtype: str, device: str, created: int):
         import torch
 
+        from tunesmith.engine.memory import keep_pages
         from tunesmith.models.load import model_of
 
+        keep_pages()
         self.base = base
         self._model = model_of(base, getattr(torch, dtype), device)
         self.context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))

@@ -269,6 +269,10 @@ def _same_arithmetic(state: dict, say: Say) -> None:
     """A resumed run computes with as many threads as it began with: sums in another order differ in the last bit."""
     import torch
 
+    from tunesmith.engine.memory import keep_pages
+
+    if keep_pages():
+        say("chose allocator=keep (freed memory stays for the next step)")
     torch.use_deterministic_algorithms(True, warn_only=True)
     if torch.get_num_threads() != state["threads"]:
         say(f"chose threads={state['threads']} (as the run began; this machine would take {torch.get_num_threads()})")
