@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from tunesmith.serving import generate as module
 from tunesmith.serving.generate import Request, _Sampler, answers, generate
 
 NEVER = 2  # <|im_end|>: these random models do not say it greedily
@@ -35,6 +36,30 @@ def test_greedy_rows_of_a_ragged_batch_equal_transformers_on_each_prompt_alone(p
     expected = [greedy(plain_model, p, 20, {NEVER}) for p in prompts]
     assert [ids for ids, _ in rows] == expected
     assert len({tuple(ids) for ids in expected}) == len(prompts), "the prompts must be told apart for this to mean anything"
+
+
+def test_a_shared_prefix_is_read_once_and_changes_no_answer(plain_model, prompts, greedy, monkeypatch):
+    """Also when one prompt is the prefix of all others, and when the rest of the prompts differ in length."""
+    shared = prompts[3] * 4
+    family = [shared, *(shared + p for p in prompts)]
+    expected = [greedy(plain_model, p, 12, {NEVER}) for p in family]
+    monkeypatch.setattr(module, "WORTH_SHARING", 10**9)
+    apart, read_apart = counted(plain_model, family)
+    monkeypatch.setattr(module, "WORTH_SHARING", 1)
+    together, read_once = counted(plain_model, family)
+    assert apart == together == expected
+    assert read_once < read_apart / 2
+    assert counted(plain_model, prompts)[0] == [greedy(plain_model, p, 12, {NEVER}) for p in prompts], "nothing to share"
+
+
+def counted(model, prompts):
+    """Greedy answers, and how many tokens went through the model to read the prompts (pads too)."""
+    widths = []
+    handle = model.register_forward_pre_hook(lambda _m, _args, kwargs: widths.append(kwargs["input_ids"].numel()),
+                                             with_kwargs=True)
+    rows, _ = collect(model, [Request(prompt=p, max_new_tokens=12) for p in prompts], {NEVER})
+    handle.remove()
+    return [ids for ids, _ in rows], sum(w for w in widths if w > len(prompts))
 
 
 def test_rows_leave_the_batch_without_changing_the_others(plain_model, prompts, greedy):

@@ -18,6 +18,8 @@ from tunesmith.serving.text import decode
 
 COLDEST = 1e-6
 """Below this temperature the logits would overflow; the most likely token has all the mass long before."""
+WORTH_SHARING = 512
+"""A prefix that all prompts of a batch share (a system prompt, few-shot examples) is read once when it saves so many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +48,14 @@ def generate(model, requests: list[Request], stop_ids: set[int],
     samplers = [_Sampler(r, device) for r in requests]
     rows = list(range(len(requests)))
     made = [0] * len(requests)
-    ids_BL, mask_BL = _left_padded([r.prompt for r in requests], device)
-    position_B = mask_BL.sum(1, keepdim=True) - 1
-    cache = None
     last = torch.tensor([-1], device=device)  # a slice would be strided, and matmul would copy the head once a row
     with torch.inference_mode():
+        shared = _shared_prefix([r.prompt for r in requests])
+        cache = _prefill(model, requests[0].prompt[:shared], len(requests), last) if shared else None
+        ids_BL, mask_BL = _left_padded([r.prompt[shared:] for r in requests], device)
+        mask_BL = torch.cat([mask_BL.new_ones(len(rows), shared), mask_BL], 1)
+        positions = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, shared:]
         while rows:
-            positions = position_B if cache is not None else (mask_BL.cumsum(1) - 1).clamp(min=0)
             out = model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions, past_key_values=cache,
                         use_cache=True, logits_to_keep=last)
             cache = out.past_key_values
@@ -72,11 +75,31 @@ def generate(model, requests: list[Request], stop_ids: set[int],
             if len(stay) < len(rows):
                 keep = torch.tensor(stay, device=device)
                 cache.batch_select_indices(keep)
-                mask_BL, position_B = mask_BL[keep], position_B[keep]
+                mask_BL, positions = mask_BL[keep], positions[keep]
                 rows = [rows[i] for i in stay]
             ids_BL = torch.tensor([[chosen_B[i]] for i in stay], device=device)
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], 1)
-            position_B = position_B + 1
+            positions = positions[:, -1:] + 1
+
+
+def _shared_prefix(prompts: list[list[int]]) -> int:
+    """How many first tokens all prompts have in common, if reading them once is worth a second forward pass; else 0.
+
+    Every prompt keeps at least its last token.
+    """
+    first, last = min(prompts), max(prompts)  # of sorted lists, the two that differ first
+    longest = min(len(p) for p in prompts) - 1
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), longest)
+    shared = min(shared, longest)
+    return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
+
+
+def _prefill(model, prefix: list[int], rows: int, last: torch.Tensor):
+    """The key-value cache of a prefix, read once, for this many rows."""
+    ids = torch.tensor([prefix], device=last.device)
+    cache = model(input_ids=ids, use_cache=True, logits_to_keep=last).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 class _Sampler:
