@@ -57,7 +57,7 @@ class Dataset:
     def rows(self, part: str) -> list[Row]:
         """Rows of `train` or of a test set."""
         with open(self.path / _rows_file(part), encoding="utf-8", newline="\n") as lines:
-            return [Row(r["messages"], r["where"], r.get("tools")) for r in map(json.loads, lines)]
+            return [Row(r["messages"], r["where"], r.get("tools"), r.get("meta", {})) for r in map(json.loads, lines)]
 
     def tokens(self, part: str) -> Tokens:
         return Tokens(self.path, _stem(part))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
@@ -16,6 +16,8 @@ class Row:
     where: str
     """`file:line`, or `file: passage N` for text."""
     tools: list[dict] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What else the record says of itself (source, author, time, language, licence, label, ...): never rendered."""
 
     @property
     def prompt(self) -> str:
@@ -35,4 +37,4 @@ class Row:
 
     def as_record(self) -> dict:
         record: dict = {"where": self.where, "messages": self.messages}
-        return record | ({"tools": self.tools} if self.tools else {})
+        return record | ({"tools": self.tools} if self.tools else {}) | ({"meta": self.meta} if self.meta else {})
