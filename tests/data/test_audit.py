@@ -97,8 +97,8 @@ def test_few_rows_are_told(clean):
 
 def test_exact_duplicates_are_dropped_counted_and_named(clean, chat):
     again = [chat(clean[n].prompt.upper(), clean[n].answer, f"train.jsonl:{61 + n}", "Other.") for n in range(4)]
-    rows, findings = drop_exact_duplicates([*clean, *again])
-    assert rows == clean
+    kept, findings = drop_exact_duplicates([*clean, *again])
+    assert kept == list(range(60))
     assert (findings[0].count, findings[0].severity) == (4, "warning")
     assert findings[0].examples == [f"train.jsonl:{61 + n} = train.jsonl:{1 + n}" for n in range(3)]
-    assert drop_exact_duplicates(clean) == (clean, [])
+    assert drop_exact_duplicates(clean) == (kept, [])

@@ -52,7 +52,7 @@ def test_the_adapter_loads_in_plain_peft_with_the_logits_of_the_training(release
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.data.prepare import Dataset
+    from tunesmith.data.dataset import Dataset
 
     base = AutoModelForCausalLM.from_pretrained(lively_base, dtype=torch.float32).eval()
     model = PeftModel.from_pretrained(base, release.adapter).eval()

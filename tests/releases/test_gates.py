@@ -9,7 +9,7 @@ import json
 import pytest
 
 import tunesmith
-from tunesmith.data.prepare import Dataset
+from tunesmith.data.dataset import Dataset
 from tunesmith.evals.compare import compare_set
 from tunesmith.recipe.load import load
 from tunesmith.releases.gates import GATES, Evidence, judge, leak, target

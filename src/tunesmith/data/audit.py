@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
@@ -28,17 +30,19 @@ class Finding:
         return asdict(self)
 
 
-def drop_exact_duplicates(rows: list[Row]) -> tuple[list[Row], list[Finding]]:
-    """The first of each group of rows that are equal after folding, and what was dropped."""
-    seen: dict[tuple, Row] = {}
-    dropped = []
-    for row in rows:
-        first = seen.setdefault(key(row), row)
-        if first is not row:
-            dropped.append(f"{row.where} = {first.where}")
+def drop_exact_duplicates(rows: Sequence[Row]) -> tuple[list[int], list[Finding]]:
+    """Numbers of the rows without those that equal an earlier one after folding, and what was dropped."""
+    seen: dict[bytes, int] = {}
+    kept, dropped = [], []
+    for i, row in enumerate(rows):
+        first = seen.setdefault(hashlib.sha256("\0".join(key(row)).encode()).digest()[:16], i)
+        if first == i:
+            kept.append(i)
+        else:
+            dropped.append(f"{row.where} = {rows[first].where}")
     if not dropped:
-        return rows, []
-    return list(seen.values()), [Finding("exact_duplicate", "warning", len(dropped),
+        return kept, []
+    return kept, [Finding("exact_duplicate", "warning", len(dropped),
                                          f"{len(dropped)} training rows repeat an earlier one and are dropped",
                                          "remove them from the file", dropped[:EXAMPLES])]
 

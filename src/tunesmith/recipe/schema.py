@@ -28,9 +28,23 @@ class Dedup(Section):
 
 class Split(Section):
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of rows held out when the recipe names no test file."""
-    by: Literal["random", "source"] = "random"
-    """`source` keeps all rows of one file on one side."""
+    """Share of rows held out when the recipe names no test file. 0.1 to 0.2 is usual."""
+    by: Annotated[str, Field(min_length=1)] = "random"
+    """`random`; `source` keeps all rows of one file on one side; `time` holds out the newest; any other name is a key of
+    the rows (author, group, ...), and all rows with one value stay on one side."""
+    stratify: str | None = None
+    """A key of the rows, or `answer`: every value of it is held out in the same share."""
+
+
+class Mix(Section):
+    """Which share of the training rows each group gives. Rows are left out, never repeated."""
+
+    by: Annotated[str, Field(min_length=1)] = "source"
+    """`source` (a row's `source` key, else its file), `length` (characters), `language`, or any key of the rows (task, ...)."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Shares of the named groups in the mix; groups that are not named give nothing. Empty: all rows."""
+    caps: dict[str, Annotated[int, Field(ge=1)]] | Annotated[int, Field(ge=1)] | None = None
+    """The most rows that a group, or every group, may give."""
 
 
 class Style(Section):
@@ -52,6 +66,7 @@ class Data(Section):
     format: Literal["auto", "openai", "prompt_completion", "alpaca", "sharegpt"] = "auto"
     """Of JSON rows; .txt files are always chapters."""
     dedup: Dedup = Dedup()
+    mix: Mix = Mix()
     evals: list[str] = []
     """More files that must never be trained on; rows that leak into them are found like test leaks."""
     max_tokens: Annotated[int, Field(ge=8)] = 1024

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.data.audit import leaked_rows
+from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.pack import plan_steps
-from tunesmith.data.prepare import TRAIN, Dataset, prepare
+from tunesmith.data.prepare import prepare
 from tunesmith.errors import BaseModelError, Problem, TunesmithError
 from tunesmith.models.base import Base, resolve
 from tunesmith.recipe.load import Loaded, load

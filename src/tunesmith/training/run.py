@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.prepare import TRAIN, Dataset, prepare
+from tunesmith.data.dataset import TRAIN, Dataset
+from tunesmith.data.prepare import prepare
 from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
