@@ -48,6 +48,13 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
             "part": part, "rows": shown}
 
 
+def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:
+    """What changed from dataset `a` to `b`, each a dataset id or a recipe. `{identical, inputs, parts, counts}`."""
+    from tunesmith.data.diff import diff
+
+    return diff(_any_dataset(a, say), _any_dataset(b, say))
+
+
 def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
     """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
     from tunesmith.training.run import train as train_recipe
@@ -176,6 +183,21 @@ def _dataset(recipe: str | Path, say: Say):
     loaded = load(recipe)
     tokenizer = tokenizer_for(resolve(loaded.recipe.base, loaded.folder), loaded)
     return prepare_data(loaded, tokenizer, say), tokenizer
+
+
+def _any_dataset(name: str | Path, say: Say):
+    """A dataset by its id or unique prefix, or that of a recipe. Raises NotFoundError."""
+    from tunesmith.data.dataset import Dataset
+    from tunesmith.errors import NotFoundError
+    from tunesmith.store.home import home
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _dataset(name, say)[0]
+    found = [p for p in (home() / "datasets").glob(f"{name}*") if (p / "manifest.json").is_file()]
+    if len(found) != 1:
+        raise NotFoundError(f"{'several datasets begin' if found else 'no dataset begins'} with {name!r}",
+                            where=str(home() / "datasets"), fix="give a whole dataset id, or a recipe")
+    return Dataset.open(found[0])
 
 
 def _run_of(name: str):

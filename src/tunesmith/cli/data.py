@@ -34,6 +34,31 @@ def audit(recipe: Recipe, as_json: Json = False) -> None:
 
 
 @app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A dataset id or a recipe.")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    as_json: Json = False,
+) -> None:
+    """What changed between two datasets: inputs, settings, and rows by content."""
+    from tunesmith import verbs
+
+    found = verbs.diff_data(a, b, say=say)
+    lines = [f"{found['a']} -> {found['b']}" + ("  identical" if found["identical"] else "")]
+    lines += [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in {**found["inputs"], **found["counts"]}.items()]
+    for name, part in found["parts"].items():
+        old, new = part["rows"]
+        lines.append(f"{name}: {old:,} -> {new:,} rows; {part['added']:,} added, {part['removed']:,} removed, "
+                     f"{part['changed']:,} changed")
+        lines += [f"    {example}" for example in part["examples"]]
+    emit(found, as_json, lines)
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else text[:45] + "..."
+
+
+@app.command()
 def show(
     recipe: Recipe,
     part: Annotated[str, typer.Option(help="train, or the name of a test set.")] = "train",
