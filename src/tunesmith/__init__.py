@@ -14,6 +14,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tunesmith.verbs import (
+    audit,
     check,
     diff_data,
     evaluate,
@@ -34,6 +35,6 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "check", "diff_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows",
-    "train", "verify_packing", "verify_release", "verify_resume",
+    "audit", "check", "diff_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run", "runs", "show",
+    "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
 ]

@@ -48,6 +48,18 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
             "part": part, "rows": shown}
 
 
+def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """`prepare`, and the data card drawn: `{..., card, packing}`."""
+    from tunesmith.data.card import packing, write_card
+    from tunesmith.recipe.load import load
+
+    loaded = load(recipe)
+    dataset, tokenizer = _dataset(recipe, say)
+    return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
+            "findings": dataset.manifest["findings"], "packing": packing(dataset, loaded.recipe),
+            "card": str(write_card(dataset, loaded.recipe, tokenizer))}
+
+
 def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:
     """What changed from dataset `a` to `b`, each a dataset id or a recipe. `{identical, inputs, parts, counts}`."""
     from tunesmith.data.diff import diff

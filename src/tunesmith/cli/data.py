@@ -26,11 +26,11 @@ def audit(recipe: Recipe, as_json: Json = False) -> None:
     """Findings: duplicates, contradictions, leaks into the test sets, rows that do not fit."""
     from tunesmith import verbs
 
-    made = verbs.prepare(recipe, say=say)
+    made = verbs.audit(recipe, say=say)
     lines = []
     for f in made["findings"]:
         lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
-    emit(made, as_json, lines or ["no findings"])
+    emit(made, as_json, [*(lines or ["no findings"]), f"card  {made['card']}"])
 
 
 @app.command()
