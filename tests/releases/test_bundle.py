@@ -17,7 +17,8 @@ from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training.run import Run
 
 HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "report/report.json",
-        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "tokenizer/tokenizer.json",
+        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "adapter/tunesmith.json", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"}
 
 
