@@ -15,6 +15,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from tunesmith.verbs import (
     check,
+    convert_data,
     evaluate,
     init,
     prepare,
@@ -33,6 +34,6 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "check", "evaluate", "init", "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows", "train",
-    "verify_packing", "verify_release", "verify_resume",
+    "check", "convert_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run", "runs", "show",
+    "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
 ]

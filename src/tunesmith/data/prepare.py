@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from tunesmith.data import style
 from tunesmith.data.audit import Finding, audit, drop_exact_duplicates
 from tunesmith.data.normalise import normalise
-from tunesmith.data.read import SHOWN_PROBLEMS, find_files, read_records
-from tunesmith.data.rows import Row
+from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
+from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.split import split
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
@@ -57,7 +57,7 @@ class Dataset:
     def rows(self, part: str) -> list[Row]:
         """Rows of `train` or of a test set."""
         with open(self.path / _rows_file(part), encoding="utf-8", newline="\n") as lines:
-            return [Row(r["messages"], r["where"], r.get("tools"), r.get("meta", {})) for r in map(json.loads, lines)]
+            return [Row.from_record(record) for record in map(json.loads, lines)]
 
     def tokens(self, part: str) -> Tokens:
         return Tokens(self.path, _stem(part))
@@ -207,10 +207,10 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str,
 def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple[list[Row], str | None]:
     """Rows of one part. Text carries the system prompt of the training text. Files are named as the recipe sees them."""
     config = loaded.recipe.data
-    named = {str(f.relative_to(loaded.folder) if f.is_relative_to(loaded.folder) else f): f for f in files}
-    text = [f for f in files if f.suffix.lower() == ".txt"]
+    named = {name_of(f, loaded.folder): f for f in files}
+    text = [f for f in files if is_text(f)]
     if text and len(text) != len(files):
-        raise DataError("text and JSON in one list of files", where=", ".join(named),
+        raise DataError("text and rows in one list of files", where=", ".join(named),
                         fix="give a directory of .txt chapters, or files of rows, not both")
     if text:
         return style.chapters_to_rows(named, config.style, system)
@@ -224,6 +224,7 @@ def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple
     if problems:
         raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data{_shown(problems)}",
                         problems=problems[:SHOWN_PROBLEMS])
+    require_sft(rows)
     return rows, None
 
 
