@@ -10,8 +10,9 @@ from pathlib import Path
 from tunesmith.errors import DataError
 
 COMPRESSED = (".gz", ".zst")
-CHUNK_BYTES = 1 << 14
-"""Small, because one chunk of a compressed file can unfold to a thousand times its size."""
+CHUNK_BYTES = 1 << 16
+ZSTD_BYTES = 1 << 8
+"""What goes into zstandard at a time: 4 bytes of a file can unfold to 128 kB, and it gives all of it at once."""
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -69,9 +70,9 @@ def _first(line: bytes, name: str) -> bytes:
     return line.removeprefix(BOM)
 
 
-def _plain(path: Path) -> Iterator[bytes]:
+def _plain(path: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
     with open(path, "rb") as f:
-        while chunk := f.read(CHUNK_BYTES):
+        while chunk := f.read(size):
             yield chunk
 
 
@@ -86,7 +87,7 @@ def _unzstd(path: Path) -> Iterator[bytes]:
     import zstandard
 
     frame = None
-    for packed in _plain(path):
+    for packed in _plain(path, ZSTD_BYTES):
         while packed:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
