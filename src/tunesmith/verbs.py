@@ -67,6 +67,13 @@ def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:
     return diff(_any_dataset(a, say), _any_dataset(b, say))
 
 
+def convert_data(source: str | list[str], target: str | Path, to: str) -> dict:
+    """`{path, to, rows_read, rows, lossy[], notes[]}`: the rows of a file in another format, and those it cannot say."""
+    from tunesmith.data.convert import convert
+
+    return convert(source, target, to)
+
+
 def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
     """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
     from tunesmith.training.run import train as train_recipe

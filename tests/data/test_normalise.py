@@ -44,7 +44,7 @@ def sharegpt(*turns, **more):
     (openai(SYSTEM, USER, ANSWER), [SYSTEM, USER, ANSWER]),
     (openai({"role": "developer", "content": "s"}, USER, ANSWER), [SYSTEM, USER, ANSWER]),
     (openai(USER, ANSWER | {"weight": 0}, USER, ANSWER | {"weight": 1}),
-     [USER, ANSWER | {"weight": 0}, USER, ANSWER | {"weight": 1}]),
+     [USER, ANSWER | {"weight": 0}, USER, ANSWER]),
     (openai(USER | {"content": [{"type": "text", "text": "q"}, {"type": "text", "text": "2"}]}, ANSWER),
      [USER | {"content": "q2"}, ANSWER]),
     (openai(USER | {"name": "Ann"}, ANSWER | {"refusal": None, "audio": None}), [USER | {"name": "Ann"}, ANSWER]),
@@ -122,16 +122,20 @@ def test_bad_field_is_named_with_its_place(value, field, message):
 def test_all_bad_rows_are_reported_at_once_and_counted():
     bad = openai(USER)
     with pytest.raises(DataError, match="3 of 4 rows cannot be used") as error:
-        rows(bad, openai(USER, ANSWER), bad, {"text": "no format"})
+        rows(bad, openai(USER, ANSWER), bad, {"question": "no format"})
     assert [p.where for p in error.value.problems] == ["f:1: messages", "f:3: messages", "f:4"]
-    assert error.value.problems[2].message == "none of the known formats: keys are ['text']"
+    assert error.value.problems[2].message == "none of the known formats: keys are ['question']"
 
 
 def test_two_formats_in_one_file_are_refused_naming_both_lines():
-    with pytest.raises(DataError) as error:
-        rows(openai(USER, ANSWER), {"prompt": "q", "completion": "a"})
-    assert error.value.what == "one file, two formats: openai at f:1 and prompt_completion here"
-    assert error.value.where == "f:2"
+    """Beside the other bad rows, and each of them."""
+    found = problems(openai(USER, ANSWER), {"prompt": "q", "completion": "a"}, openai(USER), {"prompt": 1, "completion": "a"})
+    mixed = "one file, two formats: openai at f:1 and prompt_completion here"
+    assert found == [("f:2", mixed), ("f:3: messages", "no assistant turn: there is nothing to learn from"), ("f:4", mixed)]
+
+
+def test_first_record_of_no_format_does_not_decide_which_format_the_file_has():
+    assert problems({"question": "q"}, openai(USER, ANSWER)) == [("f:1", "none of the known formats: keys are ['question']")]
 
 
 @pytest.mark.parametrize("fmt, field", [("openai", "messages"), ("sharegpt", "conversations"), ("alpaca", "instruction"),
@@ -217,4 +221,4 @@ def test_rows_in_are_rows_out_and_rows_reported(tmp_path_factory, lines):
             assert error.what.startswith(f"{len(error.problems)} of {given_rows} rows")
             assert len({p.where.split(": ")[0] for p in error.problems}) == len(error.problems)
         else:  # the whole file is refused
-            assert error.what.startswith(("one file, two formats", "the file is empty", "not JSON"))
+            assert error.what.startswith(("the file is empty", "not JSON"))

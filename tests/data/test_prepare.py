@@ -238,10 +238,10 @@ def test_part_of_which_nothing_is_left_is_refused(dataset_of, make_recipe, tmp_p
 
 @pytest.mark.parametrize("train, what", [
     ("missing.jsonl", "data file 'missing.jsonl' does not exist"), ("rows/*.jsonl", "data file 'rows/*.jsonl' does not exist"),
-    ("rows.csv", "not a kind of file that is read"), (["train.jsonl", "text.txt"], "text and JSON in one list of files"),
+    ("rows.xlsx", "not a kind of file that is read"), (["train.jsonl", "text.txt"], "text and rows in one list of files"),
 ], ids=str)
 def test_file_that_cannot_be_data_is_refused_by_name(dataset_of, make_recipe, tmp_path, train, what):
-    (tmp_path / "rows.csv").write_text("prompt,completion\n")
+    (tmp_path / "rows.xlsx").write_text("prompt,completion\n")
     (tmp_path / "text.txt").write_text("It was night.\n")
     error = refusal(dataset_of, make_recipe(**{"data.train": train}))
     assert error.what == what and error.where and error.fix

@@ -22,10 +22,10 @@ def found(patterns, folder):
 
 
 def test_paths_globs_and_directories_name_files_in_a_stable_order(write, tmp_path):
-    for name in ("b.jsonl", "a.jsonl", "d/2.txt", "d/1.txt", "d/.hidden.txt", "d/notes.md", "e/f/x.ndjson"):
+    for name in ("b.jsonl", "a.jsonl", "d/2.txt", "d/1.txt", "d/.hidden.txt", "d/3.md", "d/notes.pdf", "e/f/x.ndjson"):
         write(name, ROW)
     assert found("*.jsonl", tmp_path) == ["a.jsonl", "b.jsonl"]
-    assert found("d", tmp_path) == ["d/1.txt", "d/2.txt"]
+    assert found("d", tmp_path) == ["d/1.txt", "d/2.txt", "d/3.md"]
     assert found(["b.jsonl", "**/*.ndjson"], tmp_path) == ["b.jsonl", "e/f/x.ndjson"]
     assert find_files(str(tmp_path / "a.jsonl"), tmp_path / "d") == [tmp_path / "a.jsonl"]
 
@@ -38,13 +38,13 @@ def test_glob_works_in_a_folder_whose_name_looks_like_a_glob(write, tmp_path):
 @pytest.mark.parametrize("pattern, what", [
     ("none.jsonl", "data file 'none.jsonl' does not exist"),
     ("none/*.jsonl", "data file 'none/*.jsonl' does not exist"),
-    ("rows.csv", "not a kind of file that is read"),
-    ("*.csv", "not a kind of file that is read"),
+    ("rows.xlsx", "not a kind of file that is read"),
+    ("*.xlsx", "not a kind of file that is read"),
     ("empty", "no data file in 'empty'"),
     ([], "no data file in []"),
 ])
 def test_pattern_that_names_no_data_is_an_error(write, tmp_path, pattern, what):
-    write("rows.csv", "a,b")
+    write("rows.xlsx", "a,b")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as error:
         find_files(pattern, tmp_path)

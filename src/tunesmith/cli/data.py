@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.output import Json, emit, say
+from tunesmith.cli.output import Json, emit, problem_lines, say
 
 app = typer.Typer(help="Prepare, audit and look at the data of a recipe.", no_args_is_help=True, rich_markup_mode=None)
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE")]
@@ -72,6 +72,23 @@ def show(
 
     shown = verbs.show_rows(recipe, part=part, first=first, count=count, say=say)
     emit(shown, as_json, [line for row in shown["rows"] for line in _row_lines(row, ids)])
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="File, glob, directory, or hf:owner/name[@revision][:split].")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A new .jsonl file; .gz or .zst may follow.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="openai, prompt_completion, alpaca, sharegpt, openai_preference, "
+                                    "chosen_rejected or kto.")],
+    as_json: Json = False,
+) -> None:
+    """Write rows in another format. Rows that it cannot say are listed, left out, and make the exit code 2."""
+    from tunesmith import verbs
+
+    done = verbs.convert_data(source, target, to)
+    lines = [*problem_lines(done["lossy"]), *done["notes"], f"{done['rows']:,} of {done['rows_read']:,} rows: {done['path']}"]
+    emit(done, as_json, lines)
+    raise typer.Exit(2 if done["lossy"] else 0)
 
 
 def _row_lines(row: dict, ids: bool) -> list[str]:

@@ -19,9 +19,9 @@ from tunesmith.data import style
 from tunesmith.data.audit import Finding, audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.mix import mix
-from tunesmith.data.normalise import normalise
-from tunesmith.data.read import SHOWN_PROBLEMS, find_files, read_records
-from tunesmith.data.rows import Row
+from tunesmith.data.normalise import stream
+from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
+from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.split import split
 from tunesmith.data.spool import Chosen, Rows, encode, write_rows
 from tunesmith.errors import DataError, Problem, TemplateError
@@ -138,9 +138,52 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
 
 
 def _spooled(files: list[Path], loaded: Loaded, path: Path, system: str | None = None) -> tuple[Rows, str | None]:
-    rows, system = _read(files, loaded, system)
-    write_rows(path, rows)
-    return Rows(path), system
+    """Rows of one part, on disk. Text carries the system prompt of the training text.
+
+    Raises:
+        DataError: rows that cannot be used, as `file:line: field`; files are named as the recipe sees them.
+    """
+    config = loaded.recipe.data
+    named = {name_of(f, loaded.folder): f for f in files}
+    text = [f for f in files if is_text(f)]
+    if text and len(text) != len(files):
+        raise DataError("text and rows in one list of files", where=", ".join(named),
+                        fix="give a directory of .txt chapters, or files of rows, not both")
+    if text:
+        rows, system = style.chapters_to_rows(named, config.style, system)
+        write_rows(path, rows)
+        return Rows(path), system
+    problems = _Problems()
+    write_rows(path, _rows_of(named, config.format, problems))
+    if problems.count:
+        raise DataError(f"{problems.count} problem{'s' * (problems.count > 1)} in the data{_shown(problems.count)}",
+                        problems=problems.first)
+    require_sft(Rows(path))
+    return Rows(path), None
+
+
+class _Problems:
+    """How many, and the first of them: a million bad rows are no reason to run out of memory."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, []
+
+    def add(self, *problems: Problem) -> None:
+        self.count += len(problems)
+        self.first += problems[: SHOWN_PROBLEMS - len(self.first)]
+
+
+def _rows_of(named: dict[str, Path], fmt: str, problems: _Problems) -> Iterator[Row]:
+    for name, path in named.items():
+        try:
+            for found in stream(read_records(path, name), fmt):
+                if isinstance(found, Row):
+                    yield found
+                else:
+                    problems.add(found)
+        except DataError as error:
+            problems.add(*error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
+                                                     message=f"{error.what}: {error.why}" if error.why else error.what)])
 
 
 def _empty(spool: Path) -> None:
@@ -149,31 +192,8 @@ def _empty(spool: Path) -> None:
     spool.rmdir()
 
 
-def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple[list[Row], str | None]:
-    """Rows of one part. Text carries the system prompt of the training text. Files are named as the recipe sees them."""
-    config = loaded.recipe.data
-    named = {str(f.relative_to(loaded.folder) if f.is_relative_to(loaded.folder) else f): f for f in files}
-    text = [f for f in files if f.suffix.lower() == ".txt"]
-    if text and len(text) != len(files):
-        raise DataError("text and JSON in one list of files", where=", ".join(named),
-                        fix="give a directory of .txt chapters, or files of rows, not both")
-    if text:
-        return style.chapters_to_rows(named, config.style, system)
-    rows, problems = [], []
-    for name, path in named.items():
-        try:
-            rows += normalise(read_records(path, name), config.format)
-        except DataError as error:
-            problems += error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
-                                                   message=f"{error.what}: {error.why}" if error.why else error.what)]
-    if problems:
-        raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data{_shown(problems)}",
-                        problems=problems[:SHOWN_PROBLEMS])
-    return rows, None
-
-
-def _shown(problems: list[Problem]) -> str:
-    return f" (the first {SHOWN_PROBLEMS} are shown)" if len(problems) > SHOWN_PROBLEMS else ""
+def _shown(count: int) -> str:
+    return f" (the first {SHOWN_PROBLEMS} are shown)" if count > SHOWN_PROBLEMS else ""
 
 
 def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder: Path) -> tuple[dict[str, int], list[str]]:
@@ -182,7 +202,7 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
     Raises:
         DataError: rows that cannot be trained on (the first are listed, all are counted), or none is left.
     """
-    problems: list[Problem] = []
+    problems = _Problems()
     dropped: list[str] = []
 
     def fitting(file) -> Iterator[Rendered]:
@@ -190,7 +210,7 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
             try:
                 rendered = render(tokenizer, row.messages, row.tools)
             except TemplateError as error:
-                problems.append(Problem(code="template", where=row.where, message=error.what, fix=error.fix))
+                problems.add(Problem(code="template", where=row.where, message=error.what, fix=error.fix))
                 continue
             n = len(rendered.ids)
             if n <= config.max_tokens:
@@ -199,14 +219,14 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
             elif config.on_overflow == "drop":
                 dropped.append(f"{row.where} ({n} tokens)")
             else:
-                problems.append(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
+                problems.add(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
                                 f"{config.max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
 
     with open(folder / rows_file(part), "w", encoding="utf-8", newline="\n") as file:
         counts = write_tokens(folder, part, fitting(file))
-    if problems:
-        raise DataError(f"{len(problems)} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems)}",
-                        problems=problems[:SHOWN_PROBLEMS])
+    if problems.count:
+        raise DataError(f"{problems.count} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
+                        problems=problems.first)
     if not counts["rows"]:
         raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",
                         fix="raise data.max_tokens, or shorten them")

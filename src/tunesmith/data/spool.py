@@ -97,4 +97,4 @@ def encode(row: Row) -> str:
 
 
 def decode(line: bytes | str) -> Row:
-    return Row(**json.loads(line))
+    return Row.from_record(json.loads(line))

@@ -58,13 +58,15 @@ class Style(Section):
 
 class Data(Section):
     train: Paths
-    """File, glob, directory of .txt chapters, or a list of them, relative to the recipe."""
+    """File, glob, directory of rows or of .txt chapters, hf:owner/name[@revision][:split], or a list of them; paths are
+    relative to the recipe."""
     test: Paths | dict[str, Paths] | None = None
     """Held-out data. A mapping names several test sets; the first is the one the target gate reads."""
     split: Split = Split()
     """Used when `test` is null."""
-    format: Literal["auto", "openai", "prompt_completion", "alpaca", "sharegpt"] = "auto"
-    """Of JSON rows; .txt files are always chapters."""
+    format: Literal["auto", "openai", "prompt_completion", "alpaca", "sharegpt", "openai_preference", "chosen_rejected",
+                    "kto"] = "auto"
+    """Of rows; .txt and .md files are always chapters."""
     dedup: Dedup = Dedup()
     mix: Mix = Mix()
     evals: list[str] = []
