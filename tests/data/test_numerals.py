@@ -38,21 +38,25 @@ def test_every_number_in_words_is_its_digits(n):
 
 
 @pytest.mark.parametrize("words, number", [
-    ("fourth", "4th"), ("first", "1st"), ("twenty-first", "21st"), ("twelfth", "12th"), ("thirtieth", "30th"), ("112th", "112th"),
-    ("one hundred and twelfth", "112th"), ("two thousand and third", "2003rd"), ("hundredth", "100th"), ("2 million", "2000000"),
-    ("nineteen eighty-four", "19 84"), ("one two three", "1 2 3"), ("unit seven, 523", "unit 7523"),
+    ("fourth", "4th"), ("first", "1st"), ("twenty-first", "21st"), ("twelfth", "12th"), ("thirtieth", "30th"),
+    ("112th", "112th"), ("one hundred and twelfth", "112th"), ("two thousand and third", "2003rd"), ("hundredth", "100th"),
+    ("2 million", "2000000"), ("nineteen eighty-four", "19 84"), ("one two three", "1 2 3"), ("unit seven, 523", "unit 7523"),
 ])
 def test_ordinals_scales_and_neighbours(words, number):
     assert digits(fold(words)) == number == digits(number)
 
 
-@pytest.mark.parametrize("text", ["hundreds of men", "a million ways", "someone often phoned", "oak street 52402 1228", "the sands"])
+@pytest.mark.parametrize("text", ["hundreds of men", "a million ways", "someone often phoned", "oak st 52402 1228"])
 def test_words_that_are_no_numbers_stay(text):
     assert digits(text) == text
 
 
+VOCABULARY = ["zero", "one", "two", "twenty", "hundred", "thousand", "first", "and", "oak", "7", "523", "000", "12th"]
+
+
 @settings(max_examples=300, deadline=None, database=None)
-@given(text=st.lists(st.sampled_from([*ONES.split()[:4], "twenty", "hundred", "thousand", "first", "and", "oak", "7", "523", "000"]),
-                     max_size=8).map(" ".join))
-def test_numbers_in_digits_are_left_alone(text):
-    assert digits(digits(text)).replace(" ", "") == digits(text).replace(" ", "")
+@given(text=st.lists(st.sampled_from(VOCABULARY), max_size=8).map(" ".join))
+def test_any_run_of_number_words_is_read_and_no_other_word_is_lost(text):
+    read = digits(text).split()
+    assert read.count("oak") == text.split().count("oak")
+    assert not {"zero", "one", "two", "twenty", "first"} & set(read)

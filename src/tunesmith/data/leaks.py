@@ -33,11 +33,13 @@ from tunesmith.data.numerals import digits
 from tunesmith.data.passages import contained
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, key
+from tunesmith.store.files import canonical_json
 
 QUESTION_CHARACTERS = 20
 """A shorter question ("Go on.", "Thanks!") is asked by chance."""
 ANSWER_CHARACTERS = 32
 """A shorter answer, not counting the keys of JSON, is given by chance."""
+NO_CALLS = canonical_json(None)
 FEW, MANY, COMMON = 3, 16, 0.05
 """A text of this share of the rows, but at least 3 and at most 16 of them, no longer singles one out. Sixteen, because
 that many answers are sampled to one question at most where answers are sampled."""
@@ -255,8 +257,14 @@ def _record(answer: str) -> dict | list | None:
 
 
 def _holds_answer(turns: _Key, one: _Asked) -> bool:
-    """Whether a training row says the held-out answer: anywhere if it is long, as its own answer if it is short."""
-    wanted = _text(one.turns, "assistant")
+    """Whether a training row says the held-out answer: anywhere if it is long, as its own answer if it is short.
+
+    An answer that calls tools, or says nothing, must be there as it is.
+    """
+    answer = next(turn for turn in reversed(one.turns) if turn.startswith("assistant\0"))
+    _, wanted, calls = answer.split("\0", 2)
+    if not wanted or calls != NO_CALLS:
+        return answer in turns
     if len(wanted) >= QUESTION_CHARACTERS:
         return any(f" {wanted} " in f" {turn.split(chr(0), 2)[1]} " for turn in turns)
     return f"{_text(turns, 'assistant')} ".startswith(f"{wanted} ")
