@@ -305,3 +305,23 @@ def test_full_disk_leaves_nothing_and_says_what_to_do(dataset_of, make_recipe, s
 def test_dataset_without_its_manifest_is_refused(tmp_path):
     with pytest.raises(StoreError, match="could not read"):
         Dataset.open(tmp_path)
+
+
+# ---- held out
+
+
+def test_near_duplicates_are_held_out_together_so_that_a_split_leaks_nothing(dataset_of, make_recipe, tmp_path):
+    """The control: the same rows without the near-duplicate search are torn apart, and the leaks are found."""
+    streets = ("Cottage Grove Avenue Southeast", "Washington Boulevard North", "Stone Hedge Lane West")
+    lines = [json.dumps({"prompt": f"Take apart this line: {n * 7919} {streets[n % 3]}{mark}",
+                         "completion": f'{{"n": "{n * 7919}"}}'}) for n in range(30) for mark in ("", " Unit")]
+
+    def leaks(near, seed):
+        recipe = make_recipe(**{"data.test": None, "data.split": {"test": 0.3}, "data.dedup": {"near": near}, "train.seed": seed})
+        (tmp_path / "train.jsonl").write_text("\n".join(lines))
+        made = dataset_of(recipe)
+        sides = [{re.search(r"\d+", r.prompt)[0] for r in made.rows(part)} for part in ("train", "test")]
+        return sides[0] & sides[1], sum(f["count"] for f in made.manifest["findings"] if f["code"] == "leak_near:test")
+
+    assert all(leaks(0.8, seed) == (set(), 0) for seed in range(3))
+    assert all(leaks(None, seed)[0] for seed in range(3))

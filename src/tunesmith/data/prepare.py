@@ -22,6 +22,7 @@ from tunesmith.data.mix import mix
 from tunesmith.data.normalise import stream
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
 from tunesmith.data.rows import Row, require_sft
+from tunesmith.data.similar import Index
 from tunesmith.data.split import split
 from tunesmith.data.spool import Chosen, Rows, encode, write_rows
 from tunesmith.errors import DataError, Problem, TemplateError
@@ -116,7 +117,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
         kept, findings = drop_exact_duplicates(pool)
         train = Chosen(pool, kept)
     if not held_out:
-        numbers, others = split(train, config.split, seed)
+        similar = Index(train, config.dedup.near).groups() if config.dedup.near is not None else ()
+        numbers, others = split(train, config.split, seed, similar)
         train, held_out = Chosen(train, numbers), {"test": Chosen(train, others)}
     numbers, shares = mix(train, config.mix, seed)
     train = Chosen(train, numbers)
