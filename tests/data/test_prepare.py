@@ -317,7 +317,8 @@ def test_near_duplicates_are_held_out_together_so_that_a_split_leaks_nothing(dat
                          "completion": f'{{"n": "{n * 7919}"}}'}) for n in range(30) for mark in ("", " Unit")]
 
     def leaks(near, seed):
-        recipe = make_recipe(**{"data.test": None, "data.split": {"test": 0.3}, "data.dedup": {"near": near}, "train.seed": seed})
+        recipe = make_recipe(**{"data.test": None, "data.split": {"test": 0.3}, "data.dedup": {"near": near},
+                                "train.seed": seed})
         (tmp_path / "train.jsonl").write_text("\n".join(lines))
         made = dataset_of(recipe)
         sides = [{re.search(r"\d+", r.prompt)[0] for r in made.rows(part)} for part in ("train", "test")]
