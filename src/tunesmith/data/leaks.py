@@ -8,7 +8,7 @@ a held-out row is told once, in the first that finds it:
     leak_numbers     and with numbers in digits: "twelve", "4th", "1,000"
     leak_reordered   the same words in any order
     leak_near        character 5-grams of both sides overlap enough (tunesmith.data.similar)
-    leak_contained   a long run of the question's words stands inside a training text (tunesmith.data.passages)
+    leak_contained   a long run of the question's words stands inside a training text (tunesmith.data.runs)
 
 Half a row is a warning, because the trained answer is not the reference and memory does not raise the score; but the
 question is not new:
@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from tunesmith.data.evidence import evidence
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.numerals import digits
-from tunesmith.data.passages import contained
+from tunesmith.data.runs import contained
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, key
 from tunesmith.store.files import canonical_json

@@ -1,6 +1,6 @@
 """Every long enough run of shared words is found, none that is too short.
 
-    python -m pytest tests/data/test_passages.py
+    python -m pytest tests/data/test_runs.py
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import passages
-from tunesmith.data.passages import contained, run_length
+from tunesmith.data import runs
+from tunesmith.data.runs import contained, run_length
 
 words = st.lists(st.sampled_from("abc"), max_size=24).map(" ".join)
 
