@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tunesmith.data import style
 from tunesmith.data.audit import Finding, audit, drop_exact_duplicates
 from tunesmith.data.normalise import normalise
-from tunesmith.data.read import SHOWN_PROBLEMS, find_files, read_records
+from tunesmith.data.read import SHOWN_PROBLEMS, TEXT_SUFFIXES, find_files, read_records
 from tunesmith.data.rows import Row
 from tunesmith.data.split import split
 from tunesmith.errors import DataError, Problem, TemplateError
@@ -172,9 +172,9 @@ def _find_sources(loaded: Loaded) -> _Sources:
 
 def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str, tuple[list[Row], list[Rendered]]]]:
     config, seed = loaded.recipe.data, loaded.recipe.train.seed
-    train, system = _read(sources.train, loaded)
-    tests = {name: _read(files, loaded, system)[0] for name, files in sources.tests.items()}
-    evals = {name: _read(files, loaded, system)[0] for name, files in sources.evals.items()}
+    train, system = _read(sources.train, loaded, tokenizer)
+    tests = {name: _read(files, loaded, tokenizer, system)[0] for name, files in sources.tests.items()}
+    evals = {name: _read(files, loaded, tokenizer, system)[0] for name, files in sources.evals.items()}
     read = len(train)
     findings: list[Finding] = []
     if config.dedup.exact:
@@ -204,16 +204,16 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str,
     return manifest, parts
 
 
-def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple[list[Row], str | None]:
+def _read(files: list[Path], loaded: Loaded, tokenizer, system: str | None = None) -> tuple[list[Row], str | None]:
     """Rows of one part. Text carries the system prompt of the training text. Files are named as the recipe sees them."""
     config = loaded.recipe.data
     named = {str(f.relative_to(loaded.folder) if f.is_relative_to(loaded.folder) else f): f for f in files}
-    text = [f for f in files if f.suffix.lower() == ".txt"]
+    text = [f for f in files if f.suffix.lower() in TEXT_SUFFIXES]
     if text and len(text) != len(files):
         raise DataError("text and JSON in one list of files", where=", ".join(named),
-                        fix="give a directory of .txt chapters, or files of rows, not both")
+                        fix="give a directory of chapters (.txt, .md), or files of rows, not both")
     if text:
-        return style.chapters_to_rows(named, config.style, system)
+        return style.chapters_to_rows(named, config.style, system, tokenizer, config.max_tokens)
     rows, problems = [], []
     for name, path in named.items():
         try:

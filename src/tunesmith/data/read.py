@@ -1,7 +1,7 @@
 """Raw records out of files, each with the place it came from. Our own reader: a user's error needs a line, not a trace.
 
     .jsonl .json      JSON objects, one a line or in one array; UTF-8, a BOM and CRLF are fine
-    .txt, directory   text; see `data.style`
+    .txt .md          text: chapters or whole books; see `data.style`
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tunesmith.errors import DataError, Problem
 
 SHOWN_PROBLEMS = 20
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Record:
 
 def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     """Files named by paths, globs and directories, in a stable order.
+
+    Of a directory's Markdown files: those of one that has nothing else to read. Beside other files they are notes on them.
 
     Raises:
         DataError: one of them names nothing, or a file of a kind that is not read.
@@ -40,16 +43,21 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
             raise DataError(f"data file {pattern!r} does not exist", where=str(folder / name),
                             fix="paths in a recipe are relative to the recipe")
         for path in found:
-            files += sorted(p for p in path.iterdir() if _readable(p)) if path.is_dir() else [path]
+            files += _inside(path) if path.is_dir() else [path]
     bad = [f for f in files if not _readable(f)]
     if bad or not files:
         raise DataError("not a kind of file that is read" if bad else f"no data file in {patterns!r}",
-                        where=str(bad[0] if bad else folder), fix=f"give {', '.join(JSON_SUFFIXES)} or .txt files")
+                        where=str(bad[0] if bad else folder), fix=f"give {', '.join(JSON_SUFFIXES + TEXT_SUFFIXES)} files")
     return files
 
 
+def _inside(directory: Path) -> list[Path]:
+    found = sorted(p for p in directory.iterdir() if _readable(p))
+    return [p for p in found if p.suffix.lower() != ".md"] or found
+
+
 def _readable(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in (*JSON_SUFFIXES, ".txt") and not path.name.startswith(".")
+    return path.is_file() and path.suffix.lower() in JSON_SUFFIXES + TEXT_SUFFIXES and not path.name.startswith(".")
 
 
 def read_text(path: Path, name: str | None = None) -> str:
