@@ -141,6 +141,7 @@ def test_numerals_alone_are_chapters_only_where_they_count():
     assert titles("I\n\nOne came.\n\nII\n\nTwo came.\n\nIII.\n\nThree came.") == ["I", "II", "III."]
     said = '"Who did it?"\n\nI\n\nNobody else.'
     assert titles(said) == [""] and "I" in read_book(said).chapters[0].paragraphs
+    assert titles("I. THE OAK\n\nOne came.\n\nII. THE ELM\n\nTwo came.") == ["I. THE OAK", "II. THE ELM"]
     assert titles("VII\n\nThe seventh of its files.") == ["VII"]
     assert not numerals_in_order([["I"], ["V"]]) and numerals_in_order([["I"], ["II"], ["I"], ["II"]])
 
@@ -174,6 +175,11 @@ def test_a_table_of_contents_with_page_numbers_is_no_chapter():
     book = read_book(text)
     assert [c.title for c in book.chapters] == ["Chapter 1. The Oak", "Chapter 2. The Elm"]
     assert [part.what for part in book.left_out] == ["table of contents"]
+
+
+def test_a_table_of_contents_ends_where_its_first_entry_comes_again():
+    text = "CONTENTS\n\nI. The Oak 3\nII. The Elm 9\n\nI. THE OAK\n\nIt stood there.\n\nII. THE ELM\n\nIt fell."
+    assert titles(text) == ["I. THE OAK", "II. THE ELM"]
 
 
 def test_a_heading_without_text_is_named():

@@ -119,8 +119,9 @@ def is_caption(block: Block) -> bool:
 
 
 def numeral_of(block: Block) -> int | None:
-    """The value of a Roman number that stands alone."""
-    return roman_value(block[0].strip().rstrip(".")) if len(block) == 1 else None
+    """The value of a Roman number that stands alone (`IV.`) or before a title (`IV. The Oak`)."""
+    found = re.fullmatch(r"\s*([IVXLCDM]+)(?:\.?|[.:]\s+(\S.*?))\s*", block[0]) if len(block) == 1 else None
+    return roman_value(found[1]) if found and (not found[2] or is_caption([found[2]])) else None
 
 
 def numerals_in_order(blocks: list[Block]) -> bool:
@@ -147,9 +148,9 @@ def without_contents(blocks: list[Block]) -> tuple[list[Block], Block]:
         end += 1
     entries = [blocks[start][1:], *blocks[start + 1 : end]]
     keys = [next((_entry_key(line) for line in block if line.strip()), "") for block in entries]
-    first = next((_entry_key(line) for block in entries for line in block if line.strip()), None)
+    first = next((key for key in keys if key), None)
     heads = [i for i, block in enumerate(entries) if i and headings_of(block, numerals=True)[0]]
-    repeated = next((i for i in heads if i > 0 and keys[i] == first and (i > 1 or entries[0])), None)
+    repeated = next((i for i, key in enumerate(keys) if key == first and first in keys[:i]), None)
     stop = repeated if repeated is not None else heads[-1] if heads and end < len(blocks) else len(entries)
     listed = [line for block in [blocks[start][:1], *entries[:stop]] for line in block]
     return blocks[:start] + blocks[start + max(stop, 1) :], listed
@@ -157,12 +158,13 @@ def without_contents(blocks: list[Block]) -> tuple[list[Block], Block]:
 
 def _is_entry(line: str) -> bool:
     line = line.strip()
-    return bool(read_heading(line) or re.search(r"(\.{2,}|\s)\d+$", line)) or (
+    return bool(read_heading(line) or re.search(r"(\.{2,}|\s)\d+$", line) or re.match(r"[A-Z]{4}", line)) or (
         len(line) <= 80 and not re.search(r"[.!?][\"”’')]*$|,$", re.sub(r"^\S+\.$", "", line)) and not line[:1].islower()
         and line[:1] not in "\"“")
 
 
 def _entry_key(line: str) -> str:
-    """What a table of contents and a chapter's own heading have in common: `chapter i`."""
+    """What an entry and the heading of its chapter have in common: `chapter i`, or the title without the page."""
     found = NUMBERED.fullmatch(line.strip())
-    return " ".join((found["kind"], found["number"]) if found else line.split()).casefold().rstrip(".")
+    title = re.sub(r"[\s.]+\d*$", "", line)
+    return " ".join((found["kind"], found["number"]) if found else title.split()).casefold()
