@@ -61,5 +61,5 @@ def test_least_length_is_all_of_a_short_text_and_four_fifths_of_a_long_one(words
 
 def test_texts_of_many_batches_keep_their_numbers(monkeypatch):
     train = [f"{n} one two three four {n}" for n in range(40)]
-    monkeypatch.setattr(passages, "BATCH_WORDS", 20)
+    monkeypatch.setattr(runs, "BATCH_WORDS", 20)
     assert by_search(["one two three four", "7 one two"], train) == {(0, 0, n) for n in range(40)} | {(1, 0, 7)}

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from tunesmith.data.evidence import evidence
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.numerals import digits
-from tunesmith.data.runs import contained
 from tunesmith.data.rows import Row
+from tunesmith.data.runs import contained
 from tunesmith.data.similar import Index, key
 from tunesmith.store.files import canonical_json
 

@@ -107,10 +107,11 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     config, seed = loaded.recipe.data, loaded.recipe.train.seed
     spool = staging / SPOOL
     spool.mkdir()
-    pool, system = _spooled(sources.train, loaded, spool / "train")
-    held_out: dict[str, Sequence[Row]] = {n: _spooled(files, loaded, spool / f"test.{n}", system)[0]
+    pool, system = _spooled(sources.train, loaded, tokenizer, spool / "train")
+    held_out: dict[str, Sequence[Row]] = {n: _spooled(files, loaded, tokenizer, spool / f"test.{n}", system)[0]
                                           for n, files in sources.tests.items()}
-    evals = {n: _spooled(files, loaded, spool / f"eval.{i}", system)[0] for i, (n, files) in enumerate(sources.evals.items())}
+    evals = {n: _spooled(files, loaded, tokenizer, spool / f"eval.{i}", system)[0]
+             for i, (n, files) in enumerate(sources.evals.items())}
     findings: list[Finding] = []
     train: Sequence[Row] = pool
     if config.dedup.exact:
@@ -139,7 +140,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
             "system": system, "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
 
-def _spooled(files: list[Path], loaded: Loaded, path: Path, system: str | None = None) -> tuple[Rows, str | None]:
+def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path,
+             system: str | None = None) -> tuple[Rows, str | None]:
     """Rows of one part, on disk. Text carries the system prompt of the training text.
 
     Raises:
@@ -152,7 +154,7 @@ def _spooled(files: list[Path], loaded: Loaded, path: Path, system: str | None =
         raise DataError("text and rows in one list of files", where=", ".join(named),
                         fix="give a directory of .txt chapters, or files of rows, not both")
     if text:
-        rows, system = style.chapters_to_rows(named, config.style, system)
+        rows, system = style.chapters_to_rows(named, config.style, system, tokenizer, config.max_tokens)
         write_rows(path, rows)
         return Rows(path), system
     problems = _Problems()

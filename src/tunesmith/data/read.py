@@ -38,6 +38,8 @@ class Record:
 def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     """Files named by paths, globs, directories and `hf:owner/name`, in a stable order.
 
+    Markdown beside files of rows, and a directory's README.md, is about the data and not of it.
+
     Raises:
         DataError: one of them names nothing, a file of a kind that is not read, or a directory of several kinds.
     """
@@ -60,8 +62,15 @@ def _from_disk(pattern: str, folder: Path) -> list[Path]:
                         fix="paths in a recipe are relative to the recipe")
     files: list[Path] = []
     for path in found:
-        files += _one_kind(sorted(p for p in path.iterdir() if _readable(p)), str(path)) if path.is_dir() else [path]
+        files += _one_kind(_inside(path), str(path)) if path.is_dir() else [path]
     return files
+
+
+def _inside(directory: Path) -> list[Path]:
+    found = sorted(p for p in directory.iterdir() if _readable(p))
+    rows = [p for p in found if not is_text(p)]
+    about = {".md"} if rows else set()
+    return [p for p in found if _ending(p) not in about and p.name.lower() != "readme.md"]
 
 
 def _from_hub(name: str) -> list[Path]:
