@@ -181,8 +181,9 @@ def _pair(context: list[Message], chosen: list[Message], rejected: list[Message]
     if len(chosen) != 1 or chosen[0]["role"] != "assistant":
         raise Bad(keys[0], f"{len(chosen)} messages after what both sides share, where one answer belongs",
                   "the two sides may differ in their last answer only")
-    if rejected[0]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise Bad(keys[1], "does not begin and end with an answer", "give what the assistant said instead")
+    roles = [m["role"] for m in rejected]
+    if {roles[0], roles[-1]} != {"assistant"} or {"system", "user"} & set(roles):
+        raise Bad(keys[1], f"messages from {', '.join(roles)} where an answer belongs", "give what the assistant said instead")
     if any("weight" in m for m in rejected):
         raise Bad(keys[1], "a weight on a rejected answer", "remove it: it is not trained but compared")
     if chosen == rejected:
