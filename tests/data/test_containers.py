@@ -138,8 +138,17 @@ def test_directory_holds_files_of_one_kind(tmp_path):
     (tmp_path / "d" / "README.md").write_text("about")
     with pytest.raises(DataError, match="files of several kinds in one directory") as error:
         find_files("d", tmp_path)
-    assert "a.jsonl (JSON)" in error.value.why and "README.md (text)" in error.value.why
+    assert "a.jsonl (JSON)" in error.value.why and "README.md (Markdown)" in error.value.why
     assert len(find_files("d/*.json*", tmp_path)) == 3
+
+
+def test_readme_among_chapters_is_not_taken_for_one(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("1.txt", "2.txt", "README.md"):
+        (tmp_path / "d" / name).write_text("It was night.")
+    with pytest.raises(DataError, match="files of several kinds"):
+        find_files("d", tmp_path)
+    assert [p.name for p in find_files(["d/*.txt", "d/*.md"], tmp_path)] == ["1.txt", "2.txt", "README.md"]
 
 
 # ---- JSON

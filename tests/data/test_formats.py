@@ -149,6 +149,21 @@ def test_row_reads_back_from_what_a_dataset_keeps(value):
 # ---- chat
 
 
+@pytest.mark.parametrize("value", [
+    {"messages": [USER, GOOD]}, {"messages": [SYSTEM, USER, GOOD]}, {"prompt": "q", "completion": "good"},
+    {"prompt": [USER], "completion": [GOOD]}, {"instruction": "q", "output": "good"},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]},
+], ids=str)
+def test_system_beside_the_conversation_is_its_first_message(value):
+    assert row(value | {"system": "s"}).messages == [SYSTEM, USER, GOOD]
+    assert row(value | {"system": ""}).meta == {}
+    assert problem(value | {"system": 5})[0] == "system"
+
+
+def test_two_system_messages_are_refused():
+    assert problem({"messages": [SYSTEM, USER, GOOD], "system": "other"})[0] == "system"
+
+
 def test_prompt_of_messages_is_shown_and_the_completion_trained():
     found = row({"prompt": [SYSTEM, *EARLIER, USER], "completion": [GOOD, USER, GOOD]})
     assert found.messages == [SYSTEM, *SHOWN, USER, GOOD, USER, GOOD]

@@ -25,7 +25,7 @@ from tunesmith.errors import DataError, Problem
 
 SHOWN_PROBLEMS = 20
 KINDS = {".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON", ".csv": "CSV", ".parquet": "Parquet", ".txt": "text",
-         ".md": "text"}
+         ".md": "Markdown"}
 READABLE = f"{', '.join(KINDS)} files, plain or with {' or '.join(stream.COMPRESSED)} added"
 
 
@@ -79,13 +79,13 @@ def _one_kind(files: list[Path], where: str) -> list[Path]:
 
 
 def kind_of_file(path: Path) -> str | None:
-    """JSON, CSV, Parquet or text by the file's ending; None for others."""
+    """JSON, CSV, Parquet, text or Markdown by the file's ending; None for others."""
     return KINDS.get(_ending(path))
 
 
 def is_text(path: Path) -> bool:
     """Raw text (.txt, .md), rather than rows."""
-    return kind_of_file(path) == "text"
+    return kind_of_file(path) in ("text", "Markdown")
 
 
 def name_of(path: Path, folder: Path) -> str:
