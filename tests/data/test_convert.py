@@ -156,6 +156,22 @@ def test_what_the_target_cannot_say_is_listed_and_left_out(tmp_path, monkeypatch
     assert (done["rows_read"], done["rows"]) == (2, 1) and len(list(read_records(tmp_path / "out.jsonl"))) == 1
 
 
+@pytest.mark.parametrize("fmt", ["openai_preference", "chosen_rejected"])
+def test_earlier_answer_that_is_trained_is_named_where_only_the_last_one_counts(fmt):
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
+    with pytest.raises(Bad) as bad:
+        write_row(Row(turns, "f:1", rejected=[turns[1]]), fmt)
+    assert bad.value.args[0] == "messages[1]" and "trained" in bad.value.args[1]
+
+
+def test_parallel_tool_calls_stand_where_openai_reads_them():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = Row(turns, "f:1", meta={"parallel_tool_calls": False, "n": 1}, rejected=[turns[1] | {"content": "b"}])
+    assert write_row(row, "openai_preference") == {
+        "input": {"messages": turns[:1], "parallel_tool_calls": False}, "preferred_output": turns[1:],
+        "non_preferred_output": row.rejected, "n": 1}
+
+
 def test_chat_takes_the_good_side_of_a_preference_and_says_so(tmp_path, write):
     write("in.jsonl", {"prompt": "q", "chosen": "good", "rejected": "poor", "n": 1})
     done = convert(str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", "openai")

@@ -180,6 +180,11 @@ def test_older_functions_are_tools_and_their_calls_tool_calls():
     assert found.messages == [USER, called, {"role": "tool", "name": "add", "content": "2"}, GOOD]
 
 
+def test_tools_in_both_spellings_are_refused():
+    value = {"messages": [USER, GOOD], "tools": [TOOL], "functions": [FUNCTION]}
+    assert problem(value) == ("functions", "also tools in the same record")
+
+
 @pytest.mark.parametrize("turns, messages", [
     ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}], [USER, GOOD]),
     ([{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}], [USER, GOOD]),
