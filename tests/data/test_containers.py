@@ -79,7 +79,7 @@ def test_text_is_read_whole_and_is_no_file_of_rows(tmp_path, ending, packed):
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b[:20] + b"\0\xff\0" + b[23:],
-                                   lambda b: b"plain text", lambda b: b + b"more"], ids="half end torn plain more".split())
+                                   lambda b: b"plain text", lambda b: b + b"more"], ids=list("abcde"))
 def test_damaged_compressed_file_is_refused_whole(tmp_path, packed, spoil):
     path = tmp_path / f"rows.jsonl{packed}"
     path.write_bytes(spoil(PACK[packed](jsonl(ROWS * 50))))
@@ -140,6 +140,14 @@ def test_directory_holds_files_of_one_kind(tmp_path):
         find_files("d", tmp_path)
     assert "a.jsonl (JSON)" in error.value.why and "1.txt (text)" in error.value.why
     assert len(find_files("d/*.json*", tmp_path)) == 3
+
+
+def test_readme_among_chapters_is_not_taken_for_one(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("1.txt", "2.txt", "README.md"):
+        (tmp_path / "d" / name).write_text("It was night.")
+    assert [p.name for p in find_files("d", tmp_path)] == ["1.txt", "2.txt"]
+    assert [p.name for p in find_files(["d/*.txt", "d/*.md"], tmp_path)] == ["1.txt", "2.txt", "README.md"]
 
 
 # ---- JSON
@@ -240,7 +248,8 @@ def test_parquet_row_is_named_by_its_number_and_absent_values_say_nothing(tmp_pa
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     rows = [{"messages": [{"role": "user", "content": "q", "tool_calls": None, "weight": None},
                           {"role": "assistant", "content": "a", "tool_calls": None, "weight": 0},
-                          {"role": "assistant", "content": None, "tool_calls": [call], "weight": 1}], "n": n} for n in range(600)]
+                          {"role": "assistant", "content": None, "tool_calls": [call], "weight": 1}], "n": n}
+            for n in range(600)]
     (tmp_path / "a.parquet").write_bytes(parquet(rows))
     read = normalise(read_records(tmp_path / "a.parquet", "f"))
     assert [r.where for r in read] == [f"f:row {n}" for n in range(1, 601)] and read[599].meta == {"n": 599}
@@ -255,11 +264,12 @@ def test_parquet_values_become_json_or_a_problem(tmp_path):
     assert read.meta == {"at": "2026-01-02T03:04:00", "price": "1.50", "score": None}
     (tmp_path / "b.parquet").write_bytes(parquet([ROWS[0] | {"image": {"bytes": b"\xff"}}, ROWS[1] | {"image": None}]))
     bad, good = read_records(tmp_path / "b.parquet", "f")
-    assert (bad.where, bad.message) == ("f:row 1", "image.bytes holds bytes, which is no JSON value") and good.where == "f:row 2"
+    assert (bad.where, bad.message) == ("f:row 1", "image.bytes holds bytes, which is no JSON value")
+    assert good.where == "f:row 2"
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b"PAR1" + b[8:], lambda b: b"prompt,completion\nq,a",
-                                   lambda b: b""], ids="half torn csv nothing".split())
+                                   lambda b: b""], ids=["half", "torn", "csv", "nothing"])
 def test_damaged_parquet_is_refused(tmp_path, spoil):
     (tmp_path / "a.parquet").write_bytes(spoil(parquet(ROWS * 300)))
     error = refused(tmp_path / "a.parquet")

@@ -171,6 +171,22 @@ def test_separators_inside_of_answers_survive_on_disk(dataset_of, make_recipe, t
     assert made.rows("train")[-1].answer == odd and len(made.rows("train")) == len(made.tokens("train")) == 61
 
 
+@pytest.mark.parametrize("name, where", [("rows.csv.gz", "rows.csv.gz:2"), ("rows.parquet", "rows.parquet:row 1")])
+def test_tables_give_the_rows_that_json_lines_give(dataset_of, make_recipe, tmp_path, name, where):
+    import gzip
+
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [json.loads(line) for line in JSONL.splitlines()]
+    text = "".join('"{prompt}","{completion}"\n'.format(**{k: v.replace('"', '""') for k, v in r.items()}) for r in rows)
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(f"prompt,completion\n{text}".encode()))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    recipe = make_recipe(**{"data.train": name})
+    read = dataset_of(recipe).rows("train")
+    assert [(r.prompt, r.answer) for r in read] == [(r["prompt"], r["completion"]) for r in rows] and read[0].where == where
+
+
 # ---- bad input
 
 

@@ -1,6 +1,6 @@
 """The formats that training data comes in, each read into a row. Keys that a format does not know go to the row's meta.
 
-    openai              {"messages": [{"role", "content", "weight"?}], "tools"?}
+    openai              {"messages": [{"role", "content", "weight"?}], "system"?, "tools"?}
     sharegpt            {"conversations": [{"from": human|gpt|system|function_call|observation, "value"}], "system"?, "tools"?}
     alpaca              {"instruction", "input"?, "output", "system"?, "history"?: [[question, answer]]}
     prompt_completion   {"prompt", "completion"}: texts, or lists of messages of which the completion is trained
@@ -19,10 +19,10 @@ from tunesmith.data.messages import (
     Bad,
     read_answer,
     read_messages,
-    read_system,
     read_text,
     read_tools,
     read_turns,
+    with_system,
 )
 from tunesmith.data.read import Record
 from tunesmith.data.rows import Message, Row
@@ -86,12 +86,13 @@ def _check(messages: list[Message]) -> None:
 
 
 def _openai(value: dict, kept: dict) -> tuple[dict, set[str]]:
-    return {"messages": read_messages(value, "messages", kept), "tools": read_tools(value)}, {"messages"} | TOOLS
+    messages = with_system(value, read_messages(value, "messages", kept))
+    return {"messages": messages, "tools": read_tools(value)}, {"messages", "system"} | TOOLS
 
 
 def _sharegpt(value: dict, kept: dict) -> tuple[dict, set[str]]:
     key = "conversations" if "conversations" in value else "conversation" if "conversation" in value else "conversations"
-    messages = read_system(value) + read_messages(value, key, kept)
+    messages = with_system(value, read_messages(value, key, kept))
     tools = [t if "function" in t or "name" not in t else {"type": "function", "function": t} for t in read_tools(value) or []]
     return {"messages": messages, "tools": tools or None}, {key, "system"} | TOOLS
 
@@ -100,7 +101,8 @@ def _alpaca(value: dict, kept: dict) -> tuple[dict, set[str]]:
     ask, extra = read_text(value, "instruction"), "" if value.get("input") is None else read_text(value, "input")
     asked = [{"role": "user", "content": f"{ask}\n\n{extra}" if extra else ask},
              {"role": "assistant", "content": read_answer(value, "output")}]
-    return {"messages": read_system(value) + _history(value) + asked}, {"instruction", "input", "output", "system", "history"}
+    return ({"messages": with_system(value, _history(value) + asked), "tools": read_tools(value)},
+            {"instruction", "input", "output", "system", "history"} | TOOLS)
 
 
 def _history(value: dict) -> list[Message]:
@@ -122,7 +124,7 @@ def _prompt_completion(value: dict, kept: dict) -> tuple[dict, set[str]]:
     if completion[0]["role"] != "assistant":
         raise Bad("completion[0]", f"the completion begins with a message from {completion[0]['role']}",
                   "put it into the prompt")
-    messages = read_system(value) + _shown(prompt) + completion
+    messages = with_system(value, _shown(prompt) + completion)
     return {"messages": messages, "tools": read_tools(value)}, {"prompt", "completion", "system"} | TOOLS
 
 
@@ -159,7 +161,7 @@ def _chosen_rejected(value: dict, kept: dict) -> tuple[dict, set[str]]:
         _refuse_lost_prompt(prompt, context)
     else:
         context = prompt
-    fields = _pair(read_system(value) + _shown(context), chosen, rejected, ("chosen", "rejected"))
+    fields = _pair(with_system(value, _shown(context)), chosen, rejected, ("chosen", "rejected"))
     return fields | {"tools": read_tools(value)}, {"prompt", "chosen", "rejected", "system"} | TOOLS
 
 
@@ -181,8 +183,9 @@ def _pair(context: list[Message], chosen: list[Message], rejected: list[Message]
     if len(chosen) != 1 or chosen[0]["role"] != "assistant":
         raise Bad(keys[0], f"{len(chosen)} messages after what both sides share, where one answer belongs",
                   "the two sides may differ in their last answer only")
-    if rejected[0]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise Bad(keys[1], "does not begin and end with an answer", "give what the assistant said instead")
+    roles = [m["role"] for m in rejected]
+    if {roles[0], roles[-1]} != {"assistant"} or {"system", "user"} & set(roles):
+        raise Bad(keys[1], f"messages from {', '.join(roles)} where an answer belongs", "give what the assistant said instead")
     if any("weight" in m for m in rejected):
         raise Bad(keys[1], "a weight on a rejected answer", "remove it: it is not trained but compared")
     if chosen == rejected:

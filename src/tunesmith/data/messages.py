@@ -38,8 +38,16 @@ def read_turns(value: dict, key: str, role: str, meta: dict) -> list[Message]:
     return [{"role": role, "content": read_answer(value, key) if role == "assistant" else read_text(value, key)}]
 
 
-def read_system(value: dict) -> list[Message]:
-    return [{"role": "system", "content": read_text(value, "system")}] if value.get("system") else []
+def with_system(value: dict, messages: list[Message]) -> list[Message]:
+    """The messages after the record's own `system`, if it has one."""
+    if not value.get("system"):
+        return messages
+    system: Message = {"role": "system", "content": read_text(value, "system")}
+    if messages[:1] == [system]:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise Bad("system", "another system message than the one that the conversation begins with", "give one of the two")
+    return [system, *messages]
 
 
 def read_tools(value: dict, within: str = "") -> list[dict] | None:
