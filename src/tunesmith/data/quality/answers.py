@@ -18,6 +18,8 @@ PLACEHOLDER = re.compile(r"\W*(?:none|null|nil|nan|n/?a|todo|tbd|tba|fixme|undef
 PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u00a1-\u00bf]*")
 SHORTEST_ECHO = 15
 """Characters from which a prompt that comes back is no accident: `Hello.` is a fair answer to `Hello!`."""
+TAIL = 60
+"""Characters at its end that show how a line ends."""
 PROSE = 80
 """Characters of a last line from which it is a line of prose, not a heading, a signature or a verse."""
 ENDED = re.compile(r"""(?:\W|[\d_]|[#@]\w+|[-\u2013\u2014] ?[A-Z][\w. ]{1,40})\s*\Z""")
@@ -48,7 +50,7 @@ class Answers:
             self.echo.add(lambda: point(row, last_answer(row), answer, *whole))
         elif (last := _last_line(answer)) is not None:
             self.prose += 1
-            if OPEN.search(last) or not ENDED.search(last):
+            if OPEN.search(last[-TAIL:]) or not ENDED.search(last[-TAIL:]):
                 self.cut.add(lambda: point(row, last_answer(row), answer, max(0, len(answer) - 30), len(answer)))
 
     def findings(self) -> list[Finding]:

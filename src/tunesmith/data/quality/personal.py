@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -62,7 +63,7 @@ class Piece(NamedTuple):
 
 
 def find(text: str, region: str = REGION) -> list[Piece]:
-    """Personal data of `text`, each place once: the first kind in the order of this file that fits wins."""
+    """Personal data of `text` in its order, each place once: the first kind in the order of the finders wins."""
     found: list[Piece] = []
     finders: list[Callable[[str], Iterator[Piece]]] = [_emails] if "@" in text else []
     if RUN.search(text):
@@ -71,8 +72,9 @@ def find(text: str, region: str = REGION) -> list[Piece]:
         finders += [_addresses, lambda t: _phones(t, region)]
     for finder in finders:
         for piece in finder(text):
-            if not any(piece.start < other.end and other.start < piece.end for other in found):
-                found.append(piece)
+            at = bisect(found, piece.start, key=lambda p: p.start)
+            if (at == 0 or found[at - 1].end <= piece.start) and (at == len(found) or piece.end <= found[at].start):
+                found.insert(at, piece)
     return found
 
 
@@ -119,7 +121,7 @@ def _addresses(text: str) -> Iterator[Piece]:
             address = ipaddress.ip_address(match[0])
         except ValueError:
             continue
-        if address.is_global and not address.is_multicast and not VERSION.search(text[:match.start()][-12:]):
+        if address.is_global and not address.is_multicast and not VERSION.search(text[max(0, match.start() - 12):match.start()]):
             yield Piece("IP address", *match.span())
 
 
