@@ -56,12 +56,13 @@ def test_the_offset_is_the_place_of_the_piece(clean, plant, found):
 
 @pytest.mark.parametrize("text", [
     " Don\u2019t \u2014 \u201cplease\u201d \u2026 na\u00efve caf\u00e9, \u00a35, 20 \u20ac, 98\u00b017\u2032W.",
+    " \u0160\u00eer Ha\u0161\u0160\u00eer\u00eem.",
     " Family: \U0001f468\u200d\U0001f469\u200d\U0001f467, England: "
     "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f.",
     " \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u200f(x)\u200f.", " \u0915\u094d\u200d\u0937.",
     " \u0e20\u0e32\u0e29\u0e32\u200b\u0e44\u0e17\u0e22.", "\n\tTabs and lines.\r\n", " If a < b and c > d, then AT&T; wins.",
     " Write <name> here, <think>, R&D.",
-], ids=["typography", "emoji", "Persian", "Hindi", "Thai", "white space", "comparisons", "other brackets"])
+], ids=["typography", "transliteration", "emoji", "Persian", "Hindi", "Thai", "white space", "comparisons", "other brackets"])
 def test_sound_text_of_many_kinds_is_no_damage(clean, plant, found, text):
     assert found(plant(clean, dict.fromkeys(PLACES, text))) == {}
 
@@ -107,6 +108,7 @@ def test_two_languages_in_large_shares_are_no_minority(clean, plant, found):
     ("Yes.", "unknown"), ("Positive", "unknown"),
     ('{"number": "4505", "street": "Prairieburg Road"}', "unknown"),
     ("4505 Prairieburg Rd Anamosa IA 52205", "unknown"), ("", "unknown"),
+    ("Kxqwz blorpt gnarfle wibbsy trunkel smoofd varnik", "unknown"),
     ("def add(first, second): return first + second", "unknown"),
 ])
 def test_language_is_known_or_said_to_be_unknown(text, language):
@@ -134,7 +136,7 @@ def test_a_prompt_over_again_is_found_and_a_greeting_back_is_not(clean, plant, f
 
 
 def test_answers_that_end_in_mid_sentence_stand_out(clean, plant, found):
-    cut = {n: clean[n - 1].answer[:-12].rstrip(".") for n in PLACES}
+    cut = {n: clean[n - 1].answer[:-12] + ("," if n == 4 else "") for n in PLACES}
     finding = found(plant(clean, cut, whole=True))["truncated_answer"]
     assert (finding.count, places(finding)) == (5, [4, 17, 33]) and "5 of 80" in finding.message
 
@@ -147,7 +149,7 @@ def test_lists_signatures_code_and_a_set_without_marks_are_not_cut(clean, plant,
     assert found(plant(clean, {n: clean[n - 1].answer[:-1] for n in range(1, 81)}, whole=True)) == {}
 
 
-SORRY, HANDED = "I\u2019m sorry, but I cannot help with that.", "I will connect you with a human agent now."
+SORRY, HANDED = "I\u2019m sorry, this is out of scope.", "I will connect you with a human agent now."
 
 
 @pytest.mark.parametrize("rows, severity", [(8, "info"), (9, "warning")])

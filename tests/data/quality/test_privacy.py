@@ -72,9 +72,9 @@ def test_secrets_are_counted_and_masked(clean, plant, found, kind, piece):
 
 @pytest.mark.parametrize("text", [
     "Order 4539148803436468 left on 2024-05-17 at 10:30:45.", "ISBN 978-3-16-148410-0 costs 1,234,567.89.",
-    "Version 10.2.33.4 of 1.2.3, build v84.112.9.201.", "Hosts 192.168.1.10, 127.0.0.1, ::1 and 10.0.0.8 are local.",
+    "Version 84.112.9.201 of 1.2.3, build v84.112.9.201.", "Hosts 192.168.1.10, 127.0.0.1, ::1 and 10.0.0.8 are local.",
     "Write to jane@example.com or info@yourcompany.com.", "Call 555-0123 or (212) 555-0147 in the film.",
-    "Account 1234567890 and 0000000000000000.", "Use @decorators and a@b.", "std::vector<int> a; 12:34:56:78",
+    "Account 2127365000 and 0000000000000000.", "Use @decorators and a@b.", "std::vector<int> a; 12:34:56:78",
     "Pi is 3.14159265358979323846 and e is 2.718281828459045.", "The 1990-2020 period, pages 100-200, 1 000 000 people.",
     "The secret of a good password is its length; a token is a word.", "sk-learn and task-oriented work, ghp_short, AKIA.",
     "https://host:8080/path@2x.png", "Key AKIAIOSFODNN7EXAMPLE, http://user:password@host/ and http://${USER}:$PASS@host/.",
@@ -94,10 +94,13 @@ def test_a_number_without_country_code_is_read_in_the_region_of_the_data(clean, 
 
 def test_evidence_of_another_fault_masks_what_stands_beside_it(clean, plant, found):
     rows = plant(clean, {5: " Mail<br>jane.roe@gmail.com<br>", 6: "\x00 030 9018 20111", 7: " <b>AKIAIOSFODNN7EXAMPLQ"}, "user")
+    rows = plant(rows, {8: "\n-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\x00kqhkiG9w0BAQEF\n-----END PRIVATE KEY-----"},
+                 "user")
     findings = found(rows)
     shown = " ".join(text_of(f) for f in findings.values())
     assert {"html_residue", "control_character", "personal_data:email_address", "secret:aws_access_key"} <= set(findings)
-    assert not any(reveals(shown, p) for p in ("jane.roe@gmail.com", "030 9018 20111", "AKIAIOSFODNN7EXAMPLQ"))
+    assert not any(reveals(shown, p) for p in ("jane.roe@gmail.com", "030 9018 20111", "AKIAIOSFODNN7EXAMPLQ",
+                                                "MIIEvQIBADANBg", "kqhkiG9w0BAQEF"))
 
 
 def test_labels_and_licences_are_masked_in_messages():

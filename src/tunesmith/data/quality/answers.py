@@ -22,12 +22,9 @@ TAIL = 60
 """Characters at its end that show how a line ends."""
 PROSE = 80
 """Characters of a last line from which it is a line of prose, not a heading, a signature or a verse."""
-ENDED = re.compile(r"""(?:\W|[\d_]|[#@]\w+|[-\u2013\u2014] ?[A-Z][\w. ]{1,40})\s*\Z""")
-"""Any mark, a number, a hashtag, or the name of who is quoted."""
+ENDED = re.compile(r"""(?:[^\w,\uff0c\u3001]|[\d_]|[#@]\w+|[-\u2013\u2014] ?[A-Z][\w. ]{1,40})\s*\Z""")
+"""Any mark but a comma, a number, a hashtag, or the name of who is quoted."""
 LISTED = re.compile(r"\s*(?:[-*+\u2022#>|]|\(?\w{1,3}[.):]\s)")
-OPEN = re.compile(r"(?:,|\b(?:a|an|the|and|or|but|of|to|in|with|for|from|by|as|that|which|is|are|was|were|will|can|because|if))"
-                  r"\s*\Z", re.IGNORECASE)
-"""Words and marks after which English never ends."""
 MOST, ENOUGH = 0.9, 20
 """When this share of the answers in prose, and at least so many, end with a mark, one without stands out."""
 
@@ -50,7 +47,7 @@ class Answers:
             self.echo.add(lambda: point(row, last_answer(row), answer, *whole))
         elif (last := _last_line(answer)) is not None:
             self.prose += 1
-            if OPEN.search(last[-TAIL:]) or not ENDED.search(last[-TAIL:]):
+            if not ENDED.search(last[-TAIL:]):
                 self.cut.add(lambda: point(row, last_answer(row), answer, max(0, len(answer) - 30), len(answer)))
 
     def findings(self) -> list[Finding]:

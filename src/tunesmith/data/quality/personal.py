@@ -121,7 +121,8 @@ def _addresses(text: str) -> Iterator[Piece]:
             address = ipaddress.ip_address(match[0])
         except ValueError:
             continue
-        if address.is_global and not address.is_multicast and not VERSION.search(text[max(0, match.start() - 12):match.start()]):
+        before = text[max(0, match.start() - 12):match.start()]
+        if address.is_global and not address.is_multicast and not VERSION.search(before):
             yield Piece("IP address", *match.span())
 
 
