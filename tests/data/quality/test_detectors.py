@@ -228,3 +228,8 @@ def test_the_worst_comes_first_and_no_rows_give_no_finding(clean, plant):
     rows = plant(clean, {3: " **Bold** it is.", 5: " \x00"})
     assert [f.code for f in quality.inspect(rows)] == ["control_character", "markdown_residue"]
     assert quality.inspect([]) == []
+
+
+def test_a_row_that_ends_with_a_question_is_searched_and_has_no_answer(clean, found):
+    asked = Row([{"role": "user", "content": "Bed &amp; breakfast?"}], "asked.jsonl:1")
+    assert {code: f.count for code, f in found([*clean, asked]).items()} == {"html_residue": 1}

@@ -38,7 +38,7 @@ class Answers:
 
     def see(self, row: Row) -> None:
         answer = row.answer
-        if row.messages[-1].get("tool_calls"):
+        if row.messages[-1]["role"] != "assistant" or row.messages[-1].get("tool_calls"):
             return
         whole = (0, len(answer))
         if len(answer) <= 200 and (PUNCTUATION.fullmatch(answer) or PLACEHOLDER.fullmatch(answer)):
