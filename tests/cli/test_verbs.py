@@ -75,7 +75,7 @@ def test_check(command, make_recipe):
     assert [p["code"] for p in checked["problems"]] == ["few_rows"]
     assert all(p.keys() == {"severity", "code", "where", "message", "fix"} for p in checked["problems"])
     people = command("check", recipe, check=0).stdout
-    assert "warning: only 40 training rows" in people and "trainable parameters" in people
+    assert "warning: 40 training rows; expectation" in people and "trainable parameters" in people
     assert people.rstrip().endswith("ready to train")
 
 
@@ -103,7 +103,7 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     assert (prepared["counts"]["train"], prepared["counts"]["test:test"]) == (40, 8)
     assert prepared["path"] == str(home / "datasets" / prepared["dataset_id"])
     assert prepared["dataset_id"] in command("data", "prepare", recipe, check=0).stdout
-    assert "only 40 training rows" in command("data", "audit", recipe, check=0).stdout
+    assert "40 training rows; expectation" in command("data", "audit", recipe, check=0).stdout
 
 
 def test_data_diff_tells_recipes_and_dataset_ids_apart(command, make_recipe):

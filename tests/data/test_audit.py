@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunesmith.data.audit import FEW_ROWS, audit, drop_exact_duplicates, leaked_rows
+from tunesmith.data.audit import audit, drop_exact_duplicates, leaked_rows
 
 STREETS = ("Oak", "Elm", "Washington", "Cottage Grove", "Stone Hedge", "Bever", "Lincoln", "Forest Hill")
 LONG = ("The mill at the end of the lane had been silent since the spring, and nobody in the village could say with any "
@@ -115,11 +115,6 @@ def test_noisy_labels_contradict_however_many_there_are(clean, chat):
 
 def test_another_system_prompt_asks_another_question(clean, chat):
     assert audit([*clean, chat(clean[4].prompt, "Number 9.", "train.jsonl:62", "Answer in words.")], {}, near=None) == []
-
-
-def test_few_rows_are_told(clean):
-    assert codes(audit(clean[: FEW_ROWS - 1], {}, near=0.8)) == {"few_rows": FEW_ROWS - 1}
-    assert audit(clean[:FEW_ROWS], {}, near=0.8) == []
 
 
 def test_exact_duplicates_are_dropped_counted_and_named(clean, chat):

@@ -14,7 +14,6 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, fold, key
 from tunesmith.store.files import canonical_json
 
-FEW_ROWS = 50
 SHOWN_MEMBERS = 3
 CLOSED_WORDS = 8
 """An answer of so many words or fewer is a label, a name, a number: it cannot be said in two ways."""
@@ -60,7 +59,7 @@ def _hash(*texts: str) -> bytes:
 def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None) -> list[Finding]:
     """Findings over the rows that will be trained on and the sets that must not leak into them."""
     index = Index(train, near) if near is not None else None
-    return [*_contradictions(train), *_size(train), *(_near_duplicates(train, index) if index else []),
+    return [*_contradictions(train), *(_near_duplicates(train, index) if index else []),
             *find_leaks(train, held_out, index)]
 
 
@@ -98,13 +97,6 @@ def _closed(answer: str, folded: str) -> bool:
         return isinstance(json.loads(answer), dict | list)
     except ValueError:
         return False
-
-
-def _size(train: list[Row]) -> list[Finding]:
-    if len(train) >= FEW_ROWS:
-        return []
-    return [Finding("few_rows", "warning", len(train), f"only {len(train)} training rows",
-                    f"expect a proof of concept; {FEW_ROWS} to 100 good rows is where tuning usually starts to show")]
 
 
 def _near_duplicates(train: list[Row], index: Index) -> list[Finding]:

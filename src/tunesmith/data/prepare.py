@@ -10,14 +10,16 @@ the stages pass their numbers on: a million rows need the memory of their hashes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data import style
-from tunesmith.data.audit import Finding, audit, drop_exact_duplicates
+from tunesmith.data import quality, style
+from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
+from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.mix import mix
 from tunesmith.data.normalise import stream
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
@@ -86,7 +88,7 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
 def code_digest() -> str:
     """Hash of the source of everything that turns a file into tokens: nobody has to remember to bump a version."""
     package = Path(__file__).parent.parent
-    files = [p for room in ("data", "template") for p in sorted((package / room).glob("*.py"))]
+    files = [p for room in ("data", "template") for p in sorted((package / room).rglob("*.py"))]
     return sha256_bytes(b"".join(p.read_bytes() for p in files))
 
 
@@ -107,15 +109,20 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     config, seed = loaded.recipe.data, loaded.recipe.train.seed
     spool = staging / SPOOL
     spool.mkdir()
-    pool, system = _spooled(sources.train, loaded, tokenizer, spool / "train")
-    held_out: dict[str, Sequence[Row]] = {n: _spooled(files, loaded, tokenizer, spool / f"test.{n}", system)[0]
+    repairs = _Repairs()
+    pool, system = _spooled(sources.train, loaded, tokenizer, spool / "train", repairs)
+    held_out: dict[str, Sequence[Row]] = {n: _spooled(files, loaded, tokenizer, spool / f"test.{n}", repairs, system)[0]
                                           for n, files in sources.tests.items()}
-    evals = {n: _spooled(files, loaded, tokenizer, spool / f"eval.{i}", system)[0]
+    evals = {n: _spooled(files, loaded, tokenizer, spool / f"eval.{i}", repairs, system)[0]
              for i, (n, files) in enumerate(sources.evals.items())}
-    findings: list[Finding] = []
+    findings = repairs.findings()
+    for files in (sources.train, *sources.tests.values()):
+        if is_text(files[0]):
+            findings += style.text_findings(_named(files, loaded))
     train: Sequence[Row] = pool
     if config.dedup.exact:
-        kept, findings = drop_exact_duplicates(pool)
+        kept, found = drop_exact_duplicates(pool)
+        findings += found
         train = Chosen(pool, kept)
     if not held_out:
         similar = Index(train, config.dedup.near).groups() if config.dedup.near is not None else ()
@@ -124,6 +131,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     numbers, shares = mix(train, config.mix, seed)
     train = Chosen(train, numbers)
     findings += audit(train, held_out | evals, config.dedup.near)
+    survey = quality.survey(train)
+    findings += [*survey.findings, *filter(None, [quality.size_advice(len(train))])]
     parts, overlong = {}, []
     for part, rows in {TRAIN: train, **held_out}.items():
         parts[part], dropped = _render_all(part, rows, tokenizer, config, staging)
@@ -137,10 +146,16 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
-            "system": system, "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
+            "statistics": survey.statistics.as_dict(), "system": system,
+            "text": style.text_card(_named(sources.train, loaded)) if is_text(sources.train[0]) else None,
+            "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
 
-def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path,
+def _named(files: list[Path], loaded: Loaded) -> dict[str, Path]:
+    return {name_of(f, loaded.folder): f for f in files}
+
+
+def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path, repairs: _Repairs,
              system: str | None = None) -> tuple[Rows, str | None]:
     """Rows of one part, on disk. Text carries the system prompt of the training text.
 
@@ -148,22 +163,45 @@ def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path,
         DataError: rows that cannot be used, as `file:line: field`; files are named as the recipe sees them.
     """
     config = loaded.recipe.data
-    named = {name_of(f, loaded.folder): f for f in files}
+    named = _named(files, loaded)
     text = [f for f in files if is_text(f)]
     if text and len(text) != len(files):
         raise DataError("text and rows in one list of files", where=", ".join(named),
                         fix="give a directory of .txt chapters, or files of rows, not both")
     if text:
         rows, system = style.chapters_to_rows(named, config.style, system, tokenizer, config.max_tokens)
-        write_rows(path, rows)
+        write_rows(path, repairs.made(rows) if config.repair else rows)
         return Rows(path), system
     problems = _Problems()
-    write_rows(path, _rows_of(named, config.format, problems))
+    rows = _rows_of(named, config.format, problems)
+    write_rows(path, repairs.made(rows) if config.repair else rows)
     if problems.count:
         raise DataError(f"{problems.count} problem{'s' * (problems.count > 1)} in the data{_shown(problems.count)}",
                         problems=problems.first)
     require_sft(Rows(path))
     return Rows(path), None
+
+
+class _Repairs:
+    """What `quality.fix` did to the rows: how often, and where first."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[str]] = {}
+        self.count: Counter[str] = Counter()
+
+    def made(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            row, done = quality.fix(row)
+            for what in dict.fromkeys(done):
+                self.count[what] += 1
+                if self.count[what] <= EXAMPLES:
+                    self.rows.setdefault(what, []).append(row.where)
+            yield row
+
+    def findings(self) -> list[Finding]:
+        return [Finding("repaired", "info", count, f"{count} rows were repaired: {what}",
+                        "see every change with `tunesmith data diff` against the recipe without data.repair", self.rows[what])
+                for what, count in self.count.most_common()]
 
 
 class _Problems:

@@ -92,6 +92,9 @@ class Data(Section):
     """Of rows; .txt and .md files are always text."""
     dedup: Dedup = Dedup()
     mix: Mix = Mix()
+    repair: bool = False
+    """Repair what is safe to repair: broken encodings, invisible characters, line ends, white space after answers. Another
+    dataset is made of it, and `tunesmith data diff` shows every change."""
     evals: list[str] = []
     """More files that must never be trained on; rows that leak into them are found like test leaks."""
     max_tokens: Annotated[int, Field(ge=8)] = 1024

@@ -1,0 +1,68 @@
+"""One pass over rows: every detector sees every row once, and keeps counts and its first examples only.
+
+    survey(rows).findings       what is wrong with the text
+    survey(rows).statistics     what a data card says of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunesmith.data.quality.answers import Answers
+from tunesmith.data.quality.damage import Damage
+from tunesmith.data.quality.labels import Labels
+from tunesmith.data.quality.language import Languages
+from tunesmith.data.quality.licences import Licences
+from tunesmith.data.quality.markup import Markup
+from tunesmith.data.quality.personal import REGION
+from tunesmith.data.quality.privacy import Privacy
+from tunesmith.data.quality.refusals import Refusals
+from tunesmith.data.quality.summary import Statistics, Turns
+from tunesmith.data.rows import Row
+
+if TYPE_CHECKING:
+    from tunesmith.data.audit import Finding
+
+ORDER = {"error": 0, "warning": 1, "info": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    findings: list[Finding]
+    """The worst first."""
+    statistics: Statistics
+
+
+def survey(rows: Iterable[Row], region: str = REGION) -> Survey:
+    """Findings and statistics of rows in one pass. `region` is whose telephone numbers are written without a country code."""
+    turns, languages, labels, licences = Turns(), Languages(), Labels(), Licences()
+    detectors = [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals(), labels, licences]
+    for row in rows:
+        turns.see(row)
+        for detector in detectors:
+            detector.see(row)
+    findings = [f for detector in detectors for f in detector.findings()]
+    return Survey(sorted(findings, key=lambda f: ORDER[f.severity]), _statistics(turns, languages, labels, licences))
+
+
+def inspect(rows: Iterable[Row], region: str = REGION) -> list[Finding]:
+    """What is wrong with the text of rows, the worst first."""
+    return survey(rows, region).findings
+
+
+def statistics(rows: Iterable[Row]) -> Statistics:
+    """What a data card says of rows. With findings as well, `survey` gives both for one pass."""
+    turns, languages, labels, licences = seen = Turns(), Languages(), Labels(), Licences()
+    for row in rows:
+        for counter in seen:
+            counter.see(row)
+    return _statistics(turns, languages, labels, licences)
+
+
+def _statistics(turns: Turns, languages: Languages, labels: Labels, licences: Licences) -> Statistics:
+    roles = {role: histogram.lengths() for role, histogram in turns.roles.items()}
+    return Statistics(turns.rows, sum(r.count for r in roles.values()), roles,
+                      {name: n / turns.rows for name, n in languages.answers.most_common()}, labels.shares(),
+                      dict(licences.values["source"].most_common()), dict(licences.values["license"].most_common()))
