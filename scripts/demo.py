@@ -52,7 +52,7 @@ def ask(done: dict, environment: dict[str, str]) -> None:
         for question, expected in held_out():
             print(f"\nquestion  {question[-1]['content']}\nexpected  {expected}")
             for label, model in (("base", done["base"]["ref"]), ("tuned", done["release_id"])):
-                answer = client.chat.completions.create(model=model, messages=question, temperature=0, max_tokens=112)
+                answer = client.chat.completions.create(model=model, messages=question, temperature=0, max_tokens=120)
                 print(f"{label:<8}  {answer.choices[0].message.content.strip()}")
     finally:
         server.terminate()

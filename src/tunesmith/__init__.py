@@ -14,8 +14,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tunesmith.verbs import (
+    audit,
     check,
     convert_data,
+    diff_data,
     evaluate,
     init,
     prepare,
@@ -34,6 +36,6 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "check", "convert_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run", "runs", "show",
-    "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
+    "audit", "check", "convert_data", "diff_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run",
+    "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
 ]

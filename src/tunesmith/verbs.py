@@ -48,6 +48,25 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
             "part": part, "rows": shown}
 
 
+def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
+    """`prepare`, and the data card drawn: `{..., card, packing}`."""
+    from tunesmith.data.card import packing, write_card
+    from tunesmith.recipe.load import load
+
+    loaded = load(recipe)
+    dataset, tokenizer = _dataset(recipe, say)
+    return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
+            "findings": dataset.manifest["findings"], "packing": packing(dataset, loaded.recipe),
+            "card": str(write_card(dataset, loaded.recipe, tokenizer))}
+
+
+def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:
+    """What changed from dataset `a` to `b`, each a dataset id or a recipe. `{identical, inputs, parts, counts}`."""
+    from tunesmith.data.diff import diff
+
+    return diff(_any_dataset(a, say), _any_dataset(b, say))
+
+
 def convert_data(source: str | list[str], target: str | Path, to: str) -> dict:
     """`{path, to, rows_read, rows, lossy[], notes[]}`: the rows of a file in another format, and those it cannot say."""
     from tunesmith.data.convert import convert
@@ -183,6 +202,21 @@ def _dataset(recipe: str | Path, say: Say):
     loaded = load(recipe)
     tokenizer = tokenizer_for(resolve(loaded.recipe.base, loaded.folder), loaded)
     return prepare_data(loaded, tokenizer, say), tokenizer
+
+
+def _any_dataset(name: str | Path, say: Say):
+    """A dataset by its id or unique prefix, or that of a recipe. Raises NotFoundError."""
+    from tunesmith.data.dataset import Dataset
+    from tunesmith.errors import NotFoundError
+    from tunesmith.store.home import home
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _dataset(name, say)[0]
+    found = [p for p in (home() / "datasets").glob(f"{name}*") if (p / "manifest.json").is_file()]
+    if len(found) != 1:
+        raise NotFoundError(f"{'several datasets begin' if found else 'no dataset begins'} with {name!r}",
+                            where=str(home() / "datasets"), fix="give a whole dataset id, or a recipe")
+    return Dataset.open(found[0])
 
 
 def _run_of(name: str):

@@ -96,12 +96,25 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     recipe = make_recipe()
     prepared = command("data", "prepare", recipe, "--json", check=0).json
     audited = command("data", "audit", recipe, "--json", check=0).json
-    assert prepared == audited and prepared.keys() == {"dataset_id", "path", "counts", "findings"}
-    paths_are_absolute(prepared)
+    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing"}
+    assert prepared == {k: audited[k] for k in prepared}
+    paths_are_absolute(audited)
+    assert "train.jsonl:1" in Path(audited["card"]).read_text() and audited["packing"]["tokens"] > 0
     assert (prepared["counts"]["train"], prepared["counts"]["test:test"]) == (40, 8)
     assert prepared["path"] == str(home / "datasets" / prepared["dataset_id"])
     assert prepared["dataset_id"] in command("data", "prepare", recipe, check=0).stdout
     assert "only 40 training rows" in command("data", "audit", recipe, check=0).stdout
+
+
+def test_data_diff_tells_recipes_and_dataset_ids_apart(command, make_recipe):
+    one, other = make_recipe(), make_recipe("other.yaml", **{"data.max_tokens": 100})
+    prepared = command("data", "prepare", one, "--json", check=0).json
+    found = command("data", "diff", prepared["dataset_id"][:12], other, "--json", check=0).json
+    assert found["inputs"] == {"settings.max_tokens": [128, 100]} and not found["identical"]
+    assert "settings.max_tokens: 128 -> 100" in command("data", "diff", one, other, check=0).stdout
+    assert "identical" in command("data", "diff", one, one, check=0).stdout
+    missing = command("data", "diff", one, "ds-none", check=2)
+    assert "no dataset begins with 'ds-none'" in missing.stderr
 
 
 def test_data_show_marks_what_is_trained(command, make_recipe, tiny_tokenizer):
@@ -256,7 +269,7 @@ def test_verify_packing_and_resume(command, make_recipe, home, proof, options):
 def test_verify_release(command, project):
     release = project.done["release_id"]
     document = command("verify", "release", release, "--json", check=0).json
-    assert document == {"identical": True, "release_id": release, "message": f"12 files of {release} are as they were released"}
+    assert document == {"identical": True, "release_id": release, "message": f"13 files of {release} are as they were released"}
     (project.release_dir / "recipe.yaml").write_text("changed")
     error = command("verify", "release", release, "--json", check=1).json
     assert error["error"] == "StoreError" and error["where"].endswith("recipe.yaml")

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from tunesmith.data.audit import FEW_ROWS, audit, drop_exact_duplicates, leaked_rows
@@ -37,8 +40,8 @@ def test_clean_data_has_no_finding(clean, unseen):
 
 
 @pytest.mark.parametrize("change, kind", [
-    (lambda t: t, "exact"), (str.upper, "exact"), (lambda t: t.replace(",", " -") + "!", "exact"),
-    (lambda t: f"  {t.replace(' ', '  ')}\n", "exact"),
+    (lambda t: t, "exact"), (str.upper, "normalised"), (lambda t: t.replace(",", " -") + "!", "normalised"),
+    (lambda t: f"  {t.replace(' ', '  ')}\n", "normalised"),
     (lambda t: t.replace("village", "villagé"), "near"), (lambda t: t[:60] + t[61:], "near"), (lambda t: "And " + t, "near"),
 ], ids=["itself", "case", "punctuation", "white space", "one character", "one character less", "one word more"])
 def test_planted_leak_is_found_with_both_places(clean, unseen, chat, change, kind):
@@ -47,15 +50,8 @@ def test_planted_leak_is_found_with_both_places(clean, unseen, chat, change, kin
     leak, = audit([*clean, source], {"test": [*unseen, planted]}, near=0.7)
     assert (leak.code, leak.severity, leak.count) == (f"leak_{kind}:test", "error", 1)
     place, = leak.examples
-    assert place.startswith("test.jsonl:9 " + ("=" if kind == "exact" else "~") + " train.jsonl:61")
+    assert place.startswith("test.jsonl:9 " + ("~" if kind == "near" else "=") + " train.jsonl:61 ")
     assert "1 of 9 rows of 'test'" in leak.message and leak.fix
-
-
-def test_same_question_or_same_answer_alone_is_no_leak(clean, chat):
-    row = clean[0]
-    asked_again = chat(row.prompt, "I do not know.", "test.jsonl:1")
-    told_again = chat("Where does the mayor live?", row.answer, "test.jsonl:2")
-    assert audit(clean, {"test": [asked_again, told_again]}, near=0.8) == []
 
 
 def test_without_near_search_exact_leaks_are_still_found(clean):
@@ -74,20 +70,51 @@ def test_leaks_beyond_the_first_examples_are_counted(clean):
     assert leak.count == 60 and len(leak.examples) == 3
 
 
-def test_near_duplicates_in_train_are_told_and_kept(clean, chat):
-    again = chat(clean[7].prompt + ", Iowa", clean[7].answer, "train.jsonl:61", "Answer with JSON.")
-    found, = audit([*clean, again], {}, near=0.8)
-    assert (found.code, found.severity, found.count) == ("near_duplicate", "info", 1)
-    assert found.examples[0].startswith("train.jsonl:61 ~ train.jsonl:8 (0.")
+def test_near_duplicates_in_train_are_told_in_groups_and_kept(clean, chat):
+    again = [chat(clean[7].prompt + more, clean[7].answer, f"train.jsonl:{n}", "Answer with JSON.")
+             for n, more in enumerate((", Iowa", ", Iowa USA", ", IA"), 61)]
+    alone = chat(f"And {clean[20].prompt}", clean[20].answer, "train.jsonl:64", "Answer with JSON.")
+    found, = audit([*clean, *again, alone], {}, near=0.8)
+    assert (found.code, found.severity, found.count) == ("near_duplicate", "info", 4)
+    assert "2 groups, the largest of 4" in found.message
+    large, small = (re.sub(r"\(0\.\d\d\)", "(s)", example) for example in found.examples)
+    assert large == "train.jsonl:8 ~ train.jsonl:61 (s) ~ train.jsonl:62 (s), group of 4"
+    assert small == "train.jsonl:21 ~ train.jsonl:64 (s), group of 2"
 
 
-def test_contradiction_is_found_and_another_system_prompt_or_free_text_is_none(clean, chat):
-    second = chat(clean[3].prompt.upper(), '{"number": "9"}', "train.jsonl:61", "Answer with JSON.")
-    other = chat(clean[4].prompt, "Number 9.", "train.jsonl:62", "Answer in words.")
-    free = [chat("Go on.", f"{STREETS[n]} it was.", f"train.jsonl:{70 + n}") for n in range(5)]
-    found, = audit([*clean, second, other, *free], {}, near=None)
+PASSAGES = ["The mill stood silent at the end of the lane, and the water ran past it as though nobody had ever owned either.",
+            "She folded the letter twice, put it under the clock, and went out to see whether the hens had been fed at all."]
+
+
+@pytest.mark.parametrize("answers", [
+    ("positive", "negative"), ("4", "5", "6"), ('{"number": "9"}', '{"number": "10"}'), ("Des Moines", "Iowa City."),
+], ids=["labels", "numbers", "JSON", "names"])
+def test_closed_answers_that_differ_contradict(clean, chat, answers):
+    quarrel = [chat("What does this line say?", answer, f"train.jsonl:{61 + n}") for n, answer in enumerate(answers)]
+    found, = audit([*clean, *quarrel], {}, near=None)
     assert (found.code, found.count) == ("contradiction", 1)
-    assert "train.jsonl:4" in found.examples[0] and "train.jsonl:61" in found.examples[0]
+    assert all(f"train.jsonl:{61 + n} " in found.examples[0] for n in range(len(answers)))
+
+
+@pytest.mark.parametrize("question, answers", [
+    ("Continue the narrative.", PASSAGES), ("Continue the narrative.", [*PASSAGES, PASSAGES[0][::-1]]),
+    ("What is the capital of Iowa?", ["Des Moines.", f"{PASSAGES[0]} Des Moines, of course."]),
+    ("Name a street.", [f"{street} Street" for street in STREETS]),
+    ("What does this line say?", ["positive", "Positive."]),
+], ids=["two passages", "three passages", "short and long", "open list", "the same but for form"])
+def test_free_text_under_one_prompt_does_not_contradict(clean, chat, question, answers):
+    assert audit([*clean, *(chat(question, a, f"train.jsonl:{61 + n}") for n, a in enumerate(answers))], {}, near=None) == []
+
+
+def test_noisy_labels_contradict_however_many_there_are(clean, chat):
+    labels = ("one star", "two stars", "three stars", "four stars", "five stars")
+    noisy = [chat("It broke on the first day.", label, "train.jsonl:61") for label in labels]
+    others = [chat(f"Review number {n}.", label, "train.jsonl:70") for n, label in enumerate(labels)]
+    assert codes(audit([*clean, *noisy, *others], {}, near=None)) == {"contradiction": 1}
+
+
+def test_another_system_prompt_asks_another_question(clean, chat):
+    assert audit([*clean, chat(clean[4].prompt, "Number 9.", "train.jsonl:62", "Answer in words.")], {}, near=None) == []
 
 
 def test_few_rows_are_told(clean):
@@ -96,9 +123,21 @@ def test_few_rows_are_told(clean):
 
 
 def test_exact_duplicates_are_dropped_counted_and_named(clean, chat):
-    again = [chat(clean[n].prompt.upper(), clean[n].answer, f"train.jsonl:{61 + n}", "Other.") for n in range(4)]
-    rows, findings = drop_exact_duplicates([*clean, *again])
-    assert rows == clean
-    assert (findings[0].count, findings[0].severity) == (4, "warning")
-    assert findings[0].examples == [f"train.jsonl:{61 + n} = train.jsonl:{1 + n}" for n in range(3)]
-    assert drop_exact_duplicates(clean) == (clean, [])
+    again = [chat(clean[n].prompt.upper(), clean[n].answer, f"train.jsonl:{61 + n}", "Answer with JSON!") for n in range(4)]
+    numbers, (found,) = drop_exact_duplicates([*clean, *again])
+    assert numbers == list(range(60))
+    assert (found.code, found.count, found.severity) == ("exact_duplicate", 4, "warning")
+    assert found.examples == [f"train.jsonl:{61 + n} = train.jsonl:{1 + n}" for n in range(3)]
+    assert drop_exact_duplicates(clean) == (numbers, [])
+
+
+def test_the_same_row_under_another_system_prompt_or_other_tools_is_told_and_kept(clean, chat):
+    other = chat(clean[0].prompt, clean[0].answer, "train.jsonl:61", "Answer with YAML.")
+    none = chat(clean[1].prompt, clean[1].answer, "train.jsonl:62")
+    armed = replace(clean[2], where="train.jsonl:63", tools=[{"type": "function", "function": {"name": "look"}}])
+    again = replace(armed, where="train.jsonl:64")
+    numbers, (dropped, kept) = drop_exact_duplicates([*clean, other, none, armed, again])
+    assert numbers == list(range(63))
+    assert (dropped.code, dropped.examples) == ("exact_duplicate", ["train.jsonl:64 = train.jsonl:63"])
+    assert (kept.code, kept.severity, kept.count) == ("duplicate_other_system", "info", 3)
+    assert kept.examples == [f"train.jsonl:{61 + n} ~ train.jsonl:{1 + n}" for n in range(3)]

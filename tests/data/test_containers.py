@@ -135,20 +135,11 @@ def test_directory_holds_files_of_one_kind(tmp_path):
         (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "d" / name).write_bytes(b"{}")
     assert [p.name for p in find_files("d", tmp_path)] == ["a.jsonl", "b.jsonl.gz", "c.json"]
-    (tmp_path / "d" / "README.md").write_text("about")
+    (tmp_path / "d" / "1.txt").write_text("It was night.")
     with pytest.raises(DataError, match="files of several kinds in one directory") as error:
         find_files("d", tmp_path)
-    assert "a.jsonl (JSON)" in error.value.why and "README.md (Markdown)" in error.value.why
+    assert "a.jsonl (JSON)" in error.value.why and "1.txt (text)" in error.value.why
     assert len(find_files("d/*.json*", tmp_path)) == 3
-
-
-def test_readme_among_chapters_is_not_taken_for_one(tmp_path):
-    (tmp_path / "d").mkdir()
-    for name in ("1.txt", "2.txt", "README.md"):
-        (tmp_path / "d" / name).write_text("It was night.")
-    with pytest.raises(DataError, match="files of several kinds"):
-        find_files("d", tmp_path)
-    assert [p.name for p in find_files(["d/*.txt", "d/*.md"], tmp_path)] == ["1.txt", "2.txt", "README.md"]
 
 
 # ---- JSON

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.pack import plan_steps
+from tunesmith.data.pack import Step, packing_report, plan_steps
 
 MANY = settings(max_examples=100, deadline=None, database=None)
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
@@ -78,3 +78,25 @@ def test_rows_fill_a_pack_from_the_longest_down():
 @pytest.mark.parametrize("lengths", [[100], [100, 100]])
 def test_row_longer_than_a_step_is_a_step_of_its_own(lengths):
     assert [len(s.rows) for s in plan_steps(lengths, tokens_per_step=10)] == [1] * len(lengths)
+
+
+def test_packing_report_on_packs_whose_numbers_are_known():
+    lengths, trained = [10, 10, 30, 10], [5, 5, 10, 10]
+    steps = [Step(0, ((2, 0),)), Step(0, ((1,), (3,)))]
+    found = packing_report(lengths, trained, steps)
+    assert (found["steps"], found["packs"], found["tokens"]) == (2, 3, 60)
+    assert found["padding_saved"] == pytest.approx(1 - 60 / (2 * 30 + 10 + 10))
+    assert found["fill"] == pytest.approx(60 / (3 * 40))
+    assert found["rows_per_pack"] == {"min": 1, "p5": 1, "median": 1, "p95": 2, "max": 2}
+    assert found["row_weight"]["min"] == found["row_weight"]["max"] == 1.0, "both steps hold 15 trained tokens"
+    assert packing_report(lengths, [5, 5, 30, 10], steps)["row_weight"] == {
+        "min": pytest.approx(25 / 35), "p5": pytest.approx(25 / 35), "median": pytest.approx(25 / 15),
+        "p95": pytest.approx(25 / 15), "max": pytest.approx(25 / 15)}
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80), limit=st.integers(60, 200))
+def test_packing_report_is_sound_for_any_lengths(lengths, limit):
+    found = packing_report(lengths, lengths, plan_steps(lengths, tokens_per_step=limit))
+    assert found["tokens"] == sum(lengths) and 0 <= found["padding_saved"] < 1 and 0 < found["fill"] <= 1
+    assert found["row_weight"]["min"] <= found["row_weight"]["median"] <= found["row_weight"]["max"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.prepare import Dataset
+from tunesmith.data.dataset import Dataset
 from tunesmith.errors import DataError, StoreError
 from tunesmith.template.render import render
 
@@ -217,7 +217,7 @@ def test_bad_row_is_refused_with_file_line_and_field(dataset_of, make_recipe, tm
     problem, = error.problems
     assert problem.where == where and message in problem.message
     assert f"{where}: " in str(error)
-    assert not (home / "datasets").exists()
+    assert not list((home / "datasets").glob("*"))
 
 
 def test_file_that_is_not_utf8_is_refused_with_line_and_byte(dataset_of, make_recipe, tmp_path):
@@ -304,7 +304,7 @@ def test_any_text_is_prepared_exactly_or_refused(dataset_of, make_recipe, tmp_pa
 
 def test_nothing_is_left_when_the_rows_cannot_be_rendered(dataset_of, make_recipe, home):
     refusal(dataset_of, make_recipe(**{"data.max_tokens": 8}))
-    assert not (home / "datasets").exists() or not list((home / "datasets").iterdir())
+    assert not list((home / "datasets").glob("*")) or not list((home / "datasets").iterdir())
 
 
 def test_full_disk_leaves_nothing_and_says_what_to_do(dataset_of, make_recipe, small_disk, monkeypatch, tmp_path):
@@ -321,3 +321,24 @@ def test_full_disk_leaves_nothing_and_says_what_to_do(dataset_of, make_recipe, s
 def test_dataset_without_its_manifest_is_refused(tmp_path):
     with pytest.raises(StoreError, match="could not read"):
         Dataset.open(tmp_path)
+
+
+# ---- held out
+
+
+def test_near_duplicates_are_held_out_together_so_that_a_split_leaks_nothing(dataset_of, make_recipe, tmp_path):
+    """The control: the same rows without the near-duplicate search are torn apart, and the leaks are found."""
+    streets = ("Cottage Grove Avenue Southeast", "Washington Boulevard North", "Stone Hedge Lane West")
+    lines = [json.dumps({"prompt": f"Take apart this line: {n * 7919} {streets[n % 3]}{mark}",
+                         "completion": f'{{"n": "{n * 7919}"}}'}) for n in range(30) for mark in ("", " Unit")]
+
+    def leaks(near, seed):
+        recipe = make_recipe(**{"data.test": None, "data.split": {"test": 0.3}, "data.dedup": {"near": near},
+                                "train.seed": seed})
+        (tmp_path / "train.jsonl").write_text("\n".join(lines))
+        made = dataset_of(recipe)
+        sides = [{re.search(r"\d+", r.prompt)[0] for r in made.rows(part)} for part in ("train", "test")]
+        return sides[0] & sides[1], sum(f["count"] for f in made.manifest["findings"] if f["code"] == "leak_near:test")
+
+    assert all(leaks(0.8, seed) == (set(), 0) for seed in range(3))
+    assert all(leaks(None, seed)[0] for seed in range(3))

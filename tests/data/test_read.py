@@ -32,6 +32,14 @@ def test_paths_globs_and_directories_name_files_in_a_stable_order(write, tmp_pat
     assert find_files(str(tmp_path / "a.jsonl"), tmp_path / "d") == [tmp_path / "a.jsonl"]
 
 
+def test_markdown_in_a_directory_is_text_unless_it_is_about_the_data(write, tmp_path):
+    for name in ("book/2.md", "book/1.txt", "book/README.md", "rows/about.md", "rows/a.jsonl"):
+        write(name, ROW)
+    assert found("book", tmp_path) == ["book/1.txt", "book/2.md"]
+    assert found("rows", tmp_path) == ["rows/a.jsonl"]
+    assert found("rows/about.md", tmp_path) == ["rows/about.md"]
+
+
 def test_glob_works_in_a_folder_whose_name_looks_like_a_glob(write, tmp_path):
     write("run[1]/a.jsonl", ROW)
     assert found("*.jsonl", tmp_path / "run[1]") == ["a.jsonl"]

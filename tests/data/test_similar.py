@@ -29,8 +29,27 @@ def pairs_of_all(rows, threshold):
 
 
 def pairs_of_index(rows, threshold):
-    index, number = Index(rows, threshold), {id(r): i for i, r in enumerate(rows)}
-    return {(i, number[id(other)]): similarity for i, row in enumerate(rows) for other, similarity in index.near(row, before=i)}
+    index = Index(rows, threshold)
+    return {(i, j): similarity for i, row in enumerate(rows) for j, similarity in index.near(row) if j < i}
+
+
+def groups_of_pairs(pairs):
+    """Connected rows, by walking from each row to all it is near to."""
+    near = {}
+    for i, j in pairs:
+        near.setdefault(i, []).append(j)
+        near.setdefault(j, []).append(i)
+    groups, seen = [], set()
+    for start in near:
+        reached, open_ends = {start}, [start]
+        while open_ends:
+            new = [j for j in near[open_ends.pop()] if j not in reached]
+            reached.update(new)
+            open_ends += new
+        if start not in seen:
+            groups.append(sorted(reached))
+            seen |= reached
+    return sorted(groups)
 
 
 @pytest.mark.parametrize("threshold", [0.4, 0.7, 0.8, 1.0])
@@ -51,6 +70,7 @@ def test_index_finds_exactly_the_pairs_of_a_brute_force_search(chat, threshold):
     expected = pairs_of_all(rows, threshold)
     assert len(expected) > 15
     assert pairs_of_index(rows, threshold) == expected
+    assert Index(rows, threshold).groups() == groups_of_pairs(expected)
 
 
 @settings(max_examples=60, deadline=None, database=None)
@@ -58,14 +78,32 @@ def test_index_finds_exactly_the_pairs_of_a_brute_force_search(chat, threshold):
                       max_size=12), threshold=st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]))
 def test_index_agrees_with_brute_force_on_short_and_empty_texts(chat, texts, threshold):
     rows = [chat(prompt, answer) for prompt, answer in texts]
-    assert pairs_of_index(rows, threshold) == pairs_of_all(rows, threshold)
+    expected = pairs_of_all(rows, threshold)
+    assert pairs_of_index(rows, threshold) == expected
+    assert Index(rows, threshold).groups() == groups_of_pairs(expected)
 
 
 def test_query_that_is_not_in_the_index_is_compared_with_all_of_it(chat):
     rows = [chat(f"Where is {n} Cottage Grove Avenue in the town?", "In the east.") for n in (1801, 1802, 44)]
     asked = chat("Where is 1801 Cottage Grove Avenue, in the town", "in the EAST")
-    found = [other.prompt for other, _ in Index(rows, 0.7).near(asked)]
-    assert found == [rows[0].prompt, rows[1].prompt, rows[2].prompt]
+    assert [number for number, _ in Index(rows, 0.7).near(asked)] == [0, 1, 2]
+    assert Index([], 0.7).near(asked) == [] == Index([], 0.7).groups()
+
+
+def test_one_long_chain_of_small_changes_is_one_group(chat):
+    """Far more near rows than are compared at once, and the ends are not near each other."""
+    words = [f"{WORDS[n % 48]}{n}" for n in range(230)]
+    chain = [chat(" ".join(words[n : n + 30]), "yes") for n in range(200)]
+    index = Index([*chain, chat("something else", "yes"), chain[7]], 0.8)
+    assert index.groups() == [[*range(200), 201]]
+    assert len(index.near(chain[100])) < 20
+
+
+def test_texts_of_many_batches_are_searched_as_one(chat, monkeypatch):
+    rows = [chat(f"{WORDS[n % 48]} {WORDS[n * 7 % 48]} {n % 30}", f"{n % 3}") for n in range(90)]
+    at_once = pairs_of_index(rows, 0.6)
+    monkeypatch.setattr("tunesmith.data.shingles.BATCH_CHARACTERS", 40)
+    assert pairs_of_index(rows, 0.6) == at_once != {}
 
 
 @pytest.mark.parametrize("one, other", [

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 import tunesmith
-from tunesmith.data.prepare import Dataset
+from tunesmith.data.dataset import Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evals.compare import compare_set, measurable

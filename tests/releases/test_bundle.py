@@ -17,7 +17,8 @@ from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training.run import Run
 
 HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "report/report.json",
-        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "tokenizer/tokenizer.json",
+        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "adapter/tunesmith.json", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"}
 
 
@@ -52,7 +53,7 @@ def test_the_adapter_loads_in_plain_peft_with_the_logits_of_the_training(release
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.data.prepare import Dataset
+    from tunesmith.data.dataset import Dataset
 
     base = AutoModelForCausalLM.from_pretrained(lively_base, dtype=torch.float32).eval()
     model = PeftModel.from_pretrained(base, release.adapter).eval()

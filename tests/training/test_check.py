@@ -65,6 +65,16 @@ def test_trainable_parameters_follow_the_method(make_recipe, method):
     assert check(recipe)["estimate"]["trainable_parameters"] == train(recipe)["trainable_parameters"]
 
 
+def test_template_that_is_not_the_bases_own_is_told(make_recipe, tmp_path, tiny_tokenizer):
+    """The control: a copy of the base's own template says nothing."""
+    (tmp_path / "own.jinja").write_text(tiny_tokenizer.chat_template)
+    (tmp_path / "other.jinja").write_text(tiny_tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>"))
+    own, other = (check(make_recipe(**{"data.template": f"{name}.jinja"})) for name in ("own", "other"))
+    assert "template_differs" not in {p["code"] for p in own["problems"]}
+    problem = next(p for p in other["problems"] if p["code"] == "template_differs")
+    assert problem["severity"] == "warning" and problem["where"] == "other.jinja" and other["ok"]
+
+
 def test_smaller_packs_need_less_memory_and_the_same_steps(make_recipe):
     whole = check(make_recipe())["estimate"]
     cut = check(make_recipe(**{"train.tokens_per_pack": 40}))["estimate"]

@@ -168,7 +168,8 @@ def test_newest_checkpoints_are_kept_with_exactly_the_documented_files(make_reci
         trainer = json.loads((path / "trainer_state.json").read_text())
         assert trainer.keys() == {"global_step", "epoch", "max_steps", "files"}
         assert (trainer["global_step"], trainer["max_steps"]) == (checkpoint.step_of(path), n)
-    assert sorted(p.name for p in (run / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in (run / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
+                                                                   "tunesmith.json"]
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_does_not(make_recipe):

@@ -26,11 +26,36 @@ def audit(recipe: Recipe, as_json: Json = False) -> None:
     """Findings: duplicates, contradictions, leaks into the test sets, rows that do not fit."""
     from tunesmith import verbs
 
-    made = verbs.prepare(recipe, say=say)
+    made = verbs.audit(recipe, say=say)
     lines = []
     for f in made["findings"]:
         lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
-    emit(made, as_json, lines or ["no findings"])
+    emit(made, as_json, [*(lines or ["no findings"]), f"card  {made['card']}"])
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A dataset id or a recipe.")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    as_json: Json = False,
+) -> None:
+    """What changed between two datasets: inputs, settings, and rows by content."""
+    from tunesmith import verbs
+
+    found = verbs.diff_data(a, b, say=say)
+    lines = [f"{found['a']} -> {found['b']}" + ("  identical" if found["identical"] else "")]
+    lines += [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in {**found["inputs"], **found["counts"]}.items()]
+    for name, part in found["parts"].items():
+        old, new = part["rows"]
+        lines.append(f"{name}: {old:,} -> {new:,} rows; {part['added']:,} added, {part['removed']:,} removed, "
+                     f"{part['changed']:,} changed")
+        lines += [f"    {example}" for example in part["examples"]]
+    emit(found, as_json, lines)
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else text[:45] + "..."
 
 
 @app.command()

@@ -2,76 +2,102 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
+from tunesmith.data.finding import EXAMPLES, Finding
+from tunesmith.data.leaks import find_leaks
+from tunesmith.data.leaks import leaked_rows as leaked_rows  # the gate reads it here
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, fold, key
+from tunesmith.store.files import canonical_json
 
-EXAMPLES = 3
 FEW_ROWS = 50
+SHOWN_MEMBERS = 3
+CLOSED_WORDS = 8
+"""An answer of so many words or fewer is a label, a name, a number: it cannot be said in two ways."""
+FEW_ANSWERS = 3
+"""So many different answers to one question are a quarrel; more are a prompt that asks for something new each time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    code: str
-    severity: str
-    """error, warning or info."""
-    count: int
-    message: str
-    fix: str
-    examples: list[str] = field(default_factory=list)
-    """The first few, as `file:line ...`."""
+def drop_exact_duplicates(rows: Sequence[Row]) -> tuple[list[int], list[Finding]]:
+    """Numbers of the rows without those that equal an earlier one after folding; what was dropped, and what was not.
 
-    def as_dict(self) -> dict:
-        return asdict(self)
+    Rows that differ in their system prompt or their tools are different training examples: they are told and kept.
+    """
+    seen: dict[bytes, int] = {}
+    said: dict[bytes, int] = {}
+    numbers, dropped, kept = [], [], []
+    for i, row in enumerate(rows):
+        turns = key(row)
+        first = seen.setdefault(_hash(*turns, *_setting(row)), i)
+        if first != i:
+            dropped.append((i, first))
+            continue
+        numbers.append(i)
+        if (other := said.setdefault(_hash(*turns), i)) != i:
+            kept.append((i, other))
+    findings = []
+    if dropped:
+        findings.append(Finding("exact_duplicate", "warning", len(dropped),
+                                f"{len(dropped)} training rows repeat an earlier one and are dropped",
+                                "remove them from the file",
+                                [f"{rows[i].where} = {rows[j].where}" for i, j in dropped[:EXAMPLES]]))
+    if kept:
+        findings.append(Finding("duplicate_other_system", "info", len(kept),
+                                f"{len(kept)} training rows repeat the question and answer of an earlier one under another "
+                                "system prompt or other tools", "keep them if that difference is meant",
+                                [f"{rows[i].where} ~ {rows[j].where}" for i, j in kept[:EXAMPLES]]))
+    return numbers, findings
 
 
-def drop_exact_duplicates(rows: list[Row]) -> tuple[list[Row], list[Finding]]:
-    """The first of each group of rows that are equal after folding, and what was dropped."""
-    seen: dict[tuple, Row] = {}
-    dropped = []
-    for row in rows:
-        first = seen.setdefault(key(row), row)
-        if first is not row:
-            dropped.append(f"{row.where} = {first.where}")
-    if not dropped:
-        return rows, []
-    return list(seen.values()), [Finding("exact_duplicate", "warning", len(dropped),
-                                         f"{len(dropped)} training rows repeat an earlier one and are dropped",
-                                         "remove them from the file", dropped[:EXAMPLES])]
+def _hash(*texts: str) -> bytes:
+    return hashlib.sha256("\0".join(texts).encode()).digest()[:16]
 
 
 def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None) -> list[Finding]:
     """Findings over the rows that will be trained on and the sets that must not leak into them."""
-    findings = [*_contradictions(train), *_size(train)]
     index = Index(train, near) if near is not None else None
-    if index:
-        findings += _near_duplicates(train, index)
-    for name, rows in held_out.items():
-        findings += _leaks(train, name, rows, index)
-    return findings
+    return [*_contradictions(train), *_size(train), *(_near_duplicates(train, index) if index else []),
+            *find_leaks(train, held_out, index)]
 
 
-def leaked_rows(findings: list[dict], name: str) -> int:
-    """Rows of test set `name` that were found in train, exactly or nearly."""
-    return sum(f["count"] for f in findings if f["code"] in (f"leak_exact:{name}", f"leak_near:{name}"))
+def _setting(row: Row) -> tuple[str, str]:
+    """What a row is said under: its system prompts and its tools."""
+    return "\0".join(fold(m["content"]) for m in row.messages if m["role"] == "system"), canonical_json(row.tools or [])
 
 
 def _contradictions(train: list[Row]) -> list[Finding]:
+    """Questions with several different answers, where only one can be right.
+
+    A closed answer (a label, a name, a number, JSON) is right or wrong; free text can be said in many ways, and two
+    passages under one prompt do not quarrel. More than three closed answers are a quarrel only if they are labels, which
+    other questions have too: "Name a street." has as many right answers as streets.
+    """
     answers: dict[tuple, dict[str, Row]] = defaultdict(dict)
     for row in train:
-        context = tuple((m["role"], fold(m["content"])) for m in row.question)
-        answers[context].setdefault(fold(row.answer), row)
-    several = [list(group.values()) for group in answers.values() if len(group) > 1]
-    # A prompt that asks for free text ("Continue the narrative.") has as many right answers as rows.
-    few = [group for group in several if len(group) <= 3]
-    if not few:
+        question = tuple((m["role"], fold(m["content"])) for m in row.question)
+        answers[question].setdefault(fold(row.answer), row)
+    asked = Counter(answer for group in answers.values() for answer in group)
+    found = [list(group.values()) for group in answers.values() if len(group) > 1
+             and all(_closed(row.answer, answer) for answer, row in group.items())
+             and (len(group) <= FEW_ANSWERS or all(asked[answer] > 1 for answer in group))]
+    if not found:
         return []
-    shown = [" / ".join(f"{r.where} {r.answer[:40]!r}" for r in group) for group in few[:EXAMPLES]]
-    return [Finding("contradiction", "warning", len(few), f"{len(few)} questions have several different answers in train",
+    shown = [" / ".join(f"{r.where} {r.answer[:40]!r}" for r in group) for group in found[:EXAMPLES]]
+    return [Finding("contradiction", "warning", len(found), f"{len(found)} questions have several different answers in train",
                     "decide for one answer each", shown)]
+
+
+def _closed(answer: str, folded: str) -> bool:
+    if len(folded.split()) <= CLOSED_WORDS and len(folded) <= CLOSED_WORDS * 12:  # scripts without spaces
+        return True
+    try:
+        return isinstance(json.loads(answer), dict | list)
+    except ValueError:
+        return False
 
 
 def _size(train: list[Row]) -> list[Finding]:
@@ -82,28 +108,17 @@ def _size(train: list[Row]) -> list[Finding]:
 
 
 def _near_duplicates(train: list[Row], index: Index) -> list[Finding]:
-    pairs = []
-    for i, row in enumerate(train):
-        pairs += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in islice(index.near(row, before=i), 1)]
-    if not pairs:
+    """Groups of rows that near-duplicates connect, the largest first."""
+    groups = sorted(index.groups(), key=len, reverse=True)
+    if not groups:
         return []
-    return [Finding("near_duplicate", "info", len(pairs),
-                    f"{len(pairs)} training rows are nearly the same as an earlier one (similarity >= {index.threshold})",
-                    "keep them if the small difference matters, such as a number", pairs[:EXAMPLES])]
-
-
-def _leaks(train: list[Row], name: str, rows: list[Row], index: Index | None) -> list[Finding]:
-    trained = {key(r): r for r in train}
-    exact, near = [], []
-    for row in rows:
-        if key(row) in trained:
-            exact.append(f"{row.where} = {trained[key(row)].where}")
-        elif index:
-            near += [f"{row.where} ~ {other.where} ({s:.2f})" for other, s in islice(index.near(row), 1)]
-    found = []
-    for kind, pairs, how in (("exact", exact, "stand in train"), ("near", near, "nearly stand in train")):
-        if pairs:
-            found.append(Finding(f"leak_{kind}:{name}", "error", len(pairs),
-                                 f"{len(pairs)} of {len(rows)} rows of {name!r} {how}: "
-                                 "their score would measure memory", "remove them from one side", pairs[:EXAMPLES]))
-    return found
+    rows = sum(map(len, groups)) - len(groups)
+    shown = []
+    for group in groups[:EXAMPLES]:
+        first = train[group[0]]
+        others = [f" ~ {train[n].where} ({similarity:.2f})" for n, similarity in index.near(first) if n != group[0]]
+        shown.append(f"{first.where}{''.join(others[: SHOWN_MEMBERS - 1])}, group of {len(group)}")
+    return [Finding("near_duplicate", "info", rows,
+                    f"{rows} training rows add little to others that are nearly the same (similarity >= {index.threshold}): "
+                    f"{len(groups)} groups, the largest of {len(groups[0])}",
+                    "keep them if the small difference matters, such as a number", shown)]

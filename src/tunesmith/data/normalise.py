@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tunesmith.data.formats import FORMATS, detect, read_row
 from tunesmith.data.messages import Bad
@@ -13,29 +13,33 @@ from tunesmith.errors import DataError, Problem
 SHOWN_KEYS = 12
 
 
-def normalise(records: Iterable[Record | Problem], fmt: str = "auto") -> list[Row]:
-    """Rows of one file. Every record is a row or a problem.
-
-    Raises:
-        DataError: listing each bad row as `file:line: field`, and each whose format is not that of the first.
-    """
-    rows: list[Row] = []
-    problems: list[Problem] = []
+def stream(records: Iterable[Record | Problem], fmt: str = "auto") -> Iterator[Row | Problem]:
+    """Rows of one file as they come. Every record is a row or a problem: its fields, or a format not that of the first."""
     first: tuple[str, str] | None = None
     for record in records:
         found = record if isinstance(record, Problem) else _format(record, fmt, first)
         if isinstance(found, Problem):
-            problems.append(found)
+            yield found
             continue
         first = first or (found, record.where)
         try:
-            rows.append(read_row(record, found))
+            yield read_row(record, found)
         except Bad as bad:
             field, message, fix = bad.args
-            problems.append(Problem(code="bad_row", where=f"{record.where}: {field}", message=message, fix=fix))
+            yield Problem(code="bad_row", where=f"{record.where}: {field}", message=message, fix=fix)
+
+
+def normalise(records: Iterable[Record | Problem], fmt: str = "auto") -> list[Row]:
+    """Rows of one file.
+
+    Raises:
+        DataError: listing each bad row as `file:line: field`, and each whose format is not that of the first.
+    """
+    found = list(stream(records, fmt))
+    problems = [p for p in found if isinstance(p, Problem)]
     if problems:
-        raise DataError(f"{len(problems)} of {len(problems) + len(rows)} rows cannot be used", problems=problems)
-    return rows
+        raise DataError(f"{len(problems)} of {len(found)} rows cannot be used", problems=problems)
+    return [row for row in found if isinstance(row, Row)]
 
 
 def _format(record: Record, fmt: str, first: tuple[str, str] | None) -> str | Problem:

@@ -1,106 +1,42 @@
 """All stages of the data room in a row, and the dataset they leave behind.
 
+    files -> rows read, spooled to disk -> without exact duplicates -> split -> mix -> audit -> rendered, appended to disk
+
 A dataset is addressed by what it was made from: its id is a hash of the files' bytes, the settings, the tokenizer,
 the template's fingerprint and the source code of the stages. The same inputs give the same id and are not prepared
-twice; a changed row, setting, template or line of code gives another.
-
-    datasets/ID/manifest.json        id, sources, counts, findings, fingerprint, system prompt of text data
-               train.jsonl  test.NAME.jsonl              rows as they were used, each with its place in the source
-               train.tokens.npy  .trained.npy  .offsets.npy     rendered, memory-mapped when read
+twice; a changed row, setting, template or line of code gives another. Rows go from disk to disk one at a time, and
+the stages pass their numbers on: a million rows need the memory of their hashes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.data import style
 from tunesmith.data.audit import Finding, audit, drop_exact_duplicates
-from tunesmith.data.normalise import normalise
+from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
+from tunesmith.data.mix import mix
+from tunesmith.data.normalise import stream
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
 from tunesmith.data.rows import Row, require_sft
+from tunesmith.data.similar import Index
 from tunesmith.data.split import split
+from tunesmith.data.spool import Chosen, Rows, encode, write_rows
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
-from tunesmith.store.files import publish_directory, read_json, sha256_bytes, sha256_file, sha256_json, write_json, write_text
+from tunesmith.recipe.schema import Data
+from tunesmith.store.files import publish_directory, sha256_bytes, sha256_file, sha256_json, write_json
 from tunesmith.store.home import home
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.template.render import Rendered, render
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-TRAIN = "train"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A prepared dataset on disk."""
-
-    path: Path
-    manifest: dict
-
-    @property
-    def id(self) -> str:
-        return self.manifest["id"]
-
-    @property
-    def tests(self) -> list[str]:
-        """Names of the test sets, the primary one first."""
-        return self.manifest["tests"]
-
-    def rows(self, part: str) -> list[Row]:
-        """Rows of `train` or of a test set."""
-        with open(self.path / _rows_file(part), encoding="utf-8", newline="\n") as lines:
-            return [Row.from_record(record) for record in map(json.loads, lines)]
-
-    def tokens(self, part: str) -> Tokens:
-        return Tokens(self.path, _stem(part))
-
-    @classmethod
-    def open(cls, path: Path) -> Dataset:
-        return cls(path, read_json(path / "manifest.json"))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Rendered rows of one part: `tokens[i]` is `(ids, trained)`."""
-
-    folder: Path
-    stem: str
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, i: int) -> tuple[list[int], list[bool]]:
-        part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
-        return self._ids[part].tolist(), self._trained[part].tolist()
-
-    @property
-    def lengths(self) -> list[int]:
-        return (self._offsets[1:] - self._offsets[:-1]).tolist()
-
-    def _array(self, name: str) -> np.ndarray:
-        import numpy as np
-
-        return np.load(self.folder / f"{self.stem}.{name}.npy", mmap_mode="r")
-
-    @cached_property
-    def _ids(self) -> np.ndarray:
-        return self._array("tokens")
-
-    @cached_property
-    def _trained(self) -> np.ndarray:
-        return self._array("trained")
-
-    @cached_property
-    def _offsets(self) -> np.ndarray:
-        return self._array("offsets")
+SPOOL = "spool"
 
 
 @dataclass(frozen=True)
@@ -138,12 +74,8 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
     if (path / "manifest.json").is_file():
         say(f"dataset {dataset_id} is already prepared")
         return Dataset.open(path)
-    manifest, parts = _make(loaded, sources, tokenizer)
-    manifest = {"id": dataset_id, "inputs": inputs, **manifest}
     with publish_directory(path) as staging:
-        for part, (rows, rendered) in parts.items():
-            write_text(staging / _rows_file(part), "".join(json.dumps(r.as_record(), ensure_ascii=False) + "\n" for r in rows))
-            _save_tokens(staging, part, rendered)
+        manifest = {"id": dataset_id, "inputs": inputs, **_make(loaded, sources, tokenizer, staging)}
         write_json(staging / "manifest.json", manifest)
     counts = manifest["counts"]
     say(f"dataset {dataset_id}: {counts['train']} training rows, {counts['tokens']:,} tokens, "
@@ -170,42 +102,51 @@ def _find_sources(loaded: Loaded) -> _Sources:
                     {e if "." in e or "/" in e else f"./{e}": find_files(e, loaded.folder) for e in config.evals})
 
 
-def _make(loaded: Loaded, sources: _Sources, tokenizer) -> tuple[dict, dict[str, tuple[list[Row], list[Rendered]]]]:
+def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
+    """The manifest, after rows and tokens of every part are in `staging`."""
     config, seed = loaded.recipe.data, loaded.recipe.train.seed
-    train, system = _read(sources.train, loaded)
-    tests = {name: _read(files, loaded, system)[0] for name, files in sources.tests.items()}
-    evals = {name: _read(files, loaded, system)[0] for name, files in sources.evals.items()}
-    read = len(train)
+    spool = staging / SPOOL
+    spool.mkdir()
+    pool, system = _spooled(sources.train, loaded, tokenizer, spool / "train")
+    held_out: dict[str, Sequence[Row]] = {n: _spooled(files, loaded, tokenizer, spool / f"test.{n}", system)[0]
+                                          for n, files in sources.tests.items()}
+    evals = {n: _spooled(files, loaded, tokenizer, spool / f"eval.{i}", system)[0]
+             for i, (n, files) in enumerate(sources.evals.items())}
     findings: list[Finding] = []
+    train: Sequence[Row] = pool
     if config.dedup.exact:
-        train, findings = drop_exact_duplicates(train)
-    if not tests:
-        train, held_out = split(train, config.split.test, config.split.by, seed)
-        tests = {"test": held_out}
-    findings += audit(train, tests | evals, config.dedup.near)
+        kept, findings = drop_exact_duplicates(pool)
+        train = Chosen(pool, kept)
+    if not held_out:
+        similar = Index(train, config.dedup.near).groups() if config.dedup.near is not None else ()
+        numbers, others = split(train, config.split, seed, similar)
+        train, held_out = Chosen(train, numbers), {"test": Chosen(train, others)}
+    numbers, shares = mix(train, config.mix, seed)
+    train = Chosen(train, numbers)
+    findings += audit(train, held_out | evals, config.dedup.near)
     parts, overlong = {}, []
-    for part, rows in {TRAIN: train, **tests}.items():
-        parts[part], dropped = _render_all(part, rows, tokenizer, config.max_tokens, config.on_overflow)
+    for part, rows in {TRAIN: train, **held_out}.items():
+        parts[part], dropped = _render_all(part, rows, tokenizer, config, staging)
         overlong += dropped
+    _empty(spool)
     if overlong:
         findings.append(Finding("overlong", "warning", len(overlong),
                                 f"{len(overlong)} rows are longer than {config.max_tokens} tokens and were dropped whole",
                                 "raise data.max_tokens, or shorten them", overlong[:3]))
-    for part, (_rows, rendered) in parts.items():
-        if not rendered:
-            raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",
-                            fix="raise data.max_tokens, or shorten them")
-    rendered = parts[TRAIN][1]
-    counts = {"rows_read": read, "train": len(rendered), **{f"test:{n}": len(parts[n][0]) for n in tests},
-              "tokens": sum(len(r.ids) for r in rendered), "trained_tokens": sum(sum(r.trained) for r in rendered),
-              "longest": max(len(r.ids) for r in rendered)}
-    manifest = {"tests": list(tests), "counts": counts, "findings": [f.as_dict() for f in findings], "system": system,
-                "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
-    return manifest, parts
+    trained = parts[TRAIN]
+    counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
+              **trained}
+    return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
+            "system": system, "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
 
-def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple[list[Row], str | None]:
-    """Rows of one part. Text carries the system prompt of the training text. Files are named as the recipe sees them."""
+def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path,
+             system: str | None = None) -> tuple[Rows, str | None]:
+    """Rows of one part, on disk. Text carries the system prompt of the training text.
+
+    Raises:
+        DataError: rows that cannot be used, as `file:line: field`; files are named as the recipe sees them.
+    """
     config = loaded.recipe.data
     named = {name_of(f, loaded.folder): f for f in files}
     text = [f for f in files if is_text(f)]
@@ -213,62 +154,84 @@ def _read(files: list[Path], loaded: Loaded, system: str | None = None) -> tuple
         raise DataError("text and rows in one list of files", where=", ".join(named),
                         fix="give a directory of .txt chapters, or files of rows, not both")
     if text:
-        return style.chapters_to_rows(named, config.style, system)
-    rows, problems = [], []
+        rows, system = style.chapters_to_rows(named, config.style, system, tokenizer, config.max_tokens)
+        write_rows(path, rows)
+        return Rows(path), system
+    problems = _Problems()
+    write_rows(path, _rows_of(named, config.format, problems))
+    if problems.count:
+        raise DataError(f"{problems.count} problem{'s' * (problems.count > 1)} in the data{_shown(problems.count)}",
+                        problems=problems.first)
+    require_sft(Rows(path))
+    return Rows(path), None
+
+
+class _Problems:
+    """How many, and the first of them: a million bad rows are no reason to run out of memory."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, []
+
+    def add(self, *problems: Problem) -> None:
+        self.count += len(problems)
+        self.first += problems[: SHOWN_PROBLEMS - len(self.first)]
+
+
+def _rows_of(named: dict[str, Path], fmt: str, problems: _Problems) -> Iterator[Row]:
     for name, path in named.items():
         try:
-            rows += normalise(read_records(path, name), config.format)
+            for found in stream(read_records(path, name), fmt):
+                if isinstance(found, Row):
+                    yield found
+                else:
+                    problems.add(found)
         except DataError as error:
-            problems += error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
-                                                   message=f"{error.what}: {error.why}" if error.why else error.what)]
-    if problems:
-        raise DataError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in the data{_shown(problems)}",
-                        problems=problems[:SHOWN_PROBLEMS])
-    require_sft(rows)
-    return rows, None
+            problems.add(*error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
+                                                     message=f"{error.what}: {error.why}" if error.why else error.what)])
 
 
-def _shown(problems: list[Problem]) -> str:
-    return f" (the first {SHOWN_PROBLEMS} are shown)" if len(problems) > SHOWN_PROBLEMS else ""
+def _empty(spool: Path) -> None:
+    for path in spool.iterdir():
+        path.unlink()
+    spool.rmdir()
 
 
-def _render_all(part: str, rows: list[Row], tokenizer, max_tokens: int, on_overflow: str):
-    """((rows kept, rendered), places of rows dropped). Raises DataError listing all rows that cannot be trained on."""
-    kept: tuple[list[Row], list[Rendered]] = ([], [])
-    problems, dropped = [], []
-    for row in rows:
-        try:
-            rendered = render(tokenizer, row.messages, row.tools)
-        except TemplateError as error:
-            problems.append(Problem(code="template", where=row.where, message=error.what, fix=error.fix))
-            continue
-        n = len(rendered.ids)
-        if n <= max_tokens:
-            kept[0].append(row)
-            kept[1].append(rendered)
-        elif on_overflow == "drop":
-            dropped.append(f"{row.where} ({n} tokens)")
-        else:
-            problems.append(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
-                                    f"{max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
-    if problems:
-        raise DataError(f"{len(problems)} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems)}",
-                        problems=problems[:SHOWN_PROBLEMS])
-    return kept, dropped
+def _shown(count: int) -> str:
+    return f" (the first {SHOWN_PROBLEMS} are shown)" if count > SHOWN_PROBLEMS else ""
 
 
-def _save_tokens(folder: Path, part: str, rendered: list[Rendered]) -> None:
-    import numpy as np
+def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder: Path) -> tuple[dict[str, int], list[str]]:
+    """(counts, places of rows dropped): writes the rows that are kept, and their tokens.
 
-    stem = _stem(part)
-    np.save(folder / f"{stem}.tokens.npy", np.array([t for r in rendered for t in r.ids], dtype=np.uint32))
-    np.save(folder / f"{stem}.trained.npy", np.array([t for r in rendered for t in r.trained], dtype=bool))
-    np.save(folder / f"{stem}.offsets.npy", np.cumsum([0] + [len(r.ids) for r in rendered], dtype=np.int64))
+    Raises:
+        DataError: rows that cannot be trained on (the first are listed, all are counted), or none is left.
+    """
+    problems = _Problems()
+    dropped: list[str] = []
 
+    def fitting(file) -> Iterator[Rendered]:
+        for row in rows:
+            try:
+                rendered = render(tokenizer, row.messages, row.tools)
+            except TemplateError as error:
+                problems.add(Problem(code="template", where=row.where, message=error.what, fix=error.fix))
+                continue
+            n = len(rendered.ids)
+            if n <= config.max_tokens:
+                file.write(encode(row))
+                yield rendered
+            elif config.on_overflow == "drop":
+                dropped.append(f"{row.where} ({n} tokens)")
+            else:
+                problems.add(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
+                                f"{config.max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
 
-def _stem(part: str) -> str:
-    return part if part == TRAIN else f"test.{part}"
-
-
-def _rows_file(part: str) -> str:
-    return f"{_stem(part)}.jsonl"
+    with open(folder / rows_file(part), "w", encoding="utf-8", newline="\n") as file:
+        counts = write_tokens(folder, part, fitting(file))
+    if problems.count:
+        raise DataError(f"{problems.count} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
+                        problems=problems.first)
+    if not counts["rows"]:
+        raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",
+                        fix="raise data.max_tokens, or shorten them")
+    return counts, dropped

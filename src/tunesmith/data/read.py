@@ -25,7 +25,7 @@ from tunesmith.errors import DataError, Problem
 
 SHOWN_PROBLEMS = 20
 KINDS = {".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON", ".csv": "CSV", ".parquet": "Parquet", ".txt": "text",
-         ".md": "Markdown"}
+         ".md": "text"}
 READABLE = f"{', '.join(KINDS)} files, plain or with {' or '.join(stream.COMPRESSED)} added"
 
 
@@ -37,6 +37,8 @@ class Record:
 
 def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     """Files named by paths, globs, directories and `hf:owner/name`, in a stable order.
+
+    Markdown beside files of rows, and a directory's README.md, is about the data and not of it.
 
     Raises:
         DataError: one of them names nothing, a file of a kind that is not read, or a directory of several kinds.
@@ -60,8 +62,15 @@ def _from_disk(pattern: str, folder: Path) -> list[Path]:
                         fix="paths in a recipe are relative to the recipe")
     files: list[Path] = []
     for path in found:
-        files += _one_kind(sorted(p for p in path.iterdir() if _readable(p)), str(path)) if path.is_dir() else [path]
+        files += _one_kind(_inside(path), str(path)) if path.is_dir() else [path]
     return files
+
+
+def _inside(directory: Path) -> list[Path]:
+    found = sorted(p for p in directory.iterdir() if _readable(p))
+    rows = [p for p in found if not is_text(p)]
+    about = {".md"} if rows else set()
+    return [p for p in found if _ending(p) not in about and p.name.lower() != "readme.md"]
 
 
 def _from_hub(name: str) -> list[Path]:
@@ -79,13 +88,13 @@ def _one_kind(files: list[Path], where: str) -> list[Path]:
 
 
 def kind_of_file(path: Path) -> str | None:
-    """JSON, CSV, Parquet, text or Markdown by the file's ending; None for others."""
+    """JSON, CSV, Parquet or text by the file's ending; None for others."""
     return KINDS.get(_ending(path))
 
 
 def is_text(path: Path) -> bool:
     """Raw text (.txt, .md), rather than rows."""
-    return kind_of_file(path) in ("text", "Markdown")
+    return kind_of_file(path) == "text"
 
 
 def name_of(path: Path, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,17 +54,16 @@ class Row:
         return cls(**record)
 
 
-def require_sft(rows: list[Row]) -> None:
+def require_sft(rows: Iterable[Row]) -> None:
     """Rows that supervised fine-tuning can learn from: one answer each, and none to be avoided.
 
     Raises:
         DataError: a row holds a second, dispreferred answer, or a label that says whether its answer is good.
     """
-    pair = next((r for r in rows if r.rejected is not None), None)
-    labelled = next((r for r in rows if r.desirable is not None), None)
-    first = pair or labelled
+    first = next((r for r in rows if r.rejected is not None or r.desirable is not None), None)
     if first is None:
         return
+    pair = first.rejected is not None
     what = "preference rows (a preferred and a rejected answer)" if pair else "KTO rows (an answer and whether it is desirable)"
     kept = "the preferred answers" if pair else "the desirable answers"
     raise DataError(f"{what} cannot be trained with objective sft", where=first.where,

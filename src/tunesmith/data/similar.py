@@ -4,32 +4,32 @@ Two rows are near-duplicates when both their prompts and their answers are: Jacc
 5-grams >= threshold, on each side. Prompts that every row shares (a style corpus) or answers that all look alike
 (JSON with the same keys) make no duplicates by themselves.
 
-Candidates come from a prefix filter (Chaudhuri et al. 2006) over the *tagged union* of both sides' shingles. By the
-mediant inequality its similarity is at least the smaller of the two. In one common order of all shingles, the rarest
-first:
+Three filters pass over rows that cannot be near, none of them ever over one that is:
 
-    n shingles, near-duplicates share at least s = threshold * n of them
-    [ the first n - s + k                    ][ the rest ]      the first k shared ones are here, in both sets
+    prefix      n shingles, a near-duplicate shares at least s = threshold * n of them (Chaudhuri et al. 2006). In one order,
+                the rarest first, both sets have a shared one among their first n - s + 1
+    side        each side has its own prefixes; a search reads the side whose prefixes are rarer in the corpus
+    signature   256 bits a set: as many bits differ as shingles do, or fewer (Sandes et al. 2020)
 
-Rows that share fewer than k rare shingles are passed over unread; none that is near enough is missed.
+What is left is compared in full.
 """
 
 from __future__ import annotations
 
-import math
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from itertools import chain
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
+from tunesmith.data.shingles import GRAM, Sets, at_least_shared, at_most_different, commonness, sets, spans
 from tunesmith.store.files import canonical_json
 
-GRAM = 5
-MEET = 0.05
-"""k as a share of n: larger reads more shingles and fewer rows."""
-ROUNDING = 1e-9
-"""0.7 * 10 is a little more than 7."""
+if TYPE_CHECKING:
+    import numpy as np
+
+AT_ONCE = 64
+"""Comparisons in full between two looks at which groups have already met."""
 
 
 class _Folding(dict):
@@ -51,7 +51,7 @@ def fold(text: str) -> str:
 
 
 def key(row: Row) -> tuple[str, ...]:
-    """Two rows with the same key are exact duplicates."""
+    """Two rows with the same key are exact duplicates, but for their system prompts."""
     return tuple(f"{m['role']}\0{fold(m['content'])}\0{canonical_json(m.get('tool_calls'))}"
                  for m in row.messages if m["role"] != "system")
 
@@ -65,42 +65,142 @@ def jaccard(a: set, b: set) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The prompts or the answers of a corpus, and where each shingle of their prefixes stands.
+
+    `rows` lists the texts of each prefix shingle, one shingle after the other; entry e of the prefixes (in the order of
+    the texts) shares its shingle with `rows[first[e]:last[e]]` and is itself at `own[e]`.
+    """
+
+    common: np.ndarray
+    sets: Sets
+    entries: np.ndarray
+    """Prefix of text i: entries[i]:entries[i + 1]."""
+    rows: np.ndarray
+    first: np.ndarray
+    own: np.ndarray
+    known: np.ndarray
+    """The different shingles of all prefixes, ascending; number k is shared by rows[bounds[k]:bounds[k + 1]]."""
+    bounds: np.ndarray
+
+
 class Index:
-    """Near-duplicate search among `rows`."""
+    """Near-duplicate search among `rows`. Rows that are equal after folding are searched once."""
 
     def __init__(self, rows: list[Row], threshold: float):
         self.threshold = threshold
         self._rows = rows
-        self._count: Counter[str] = Counter()
-        for row in rows:
-            self._count.update(_both_sides(row))
-        self._meet: list[int] = []
-        self._rows_with: dict[str, list[int]] = defaultdict(list)
+        same: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
-            first, meet = self._prefix(_both_sides(row))
-            self._meet.append(meet)
-            for shingle in first:
-                self._rows_with[shingle].append(i)
+            same[fold(row.prompt), fold(row.answer)].append(i)
+        self._same = list(same.values())
+        self._sides = [_side([texts[n] for texts in same], threshold) for n in (0, 1)]
 
-    def near(self, row: Row, before: int | None = None) -> Iterator[tuple[Row, float]]:
-        """Near-duplicates among the rows (those `before` a number), each with the smaller of both sides' similarities."""
-        first, meet = self._prefix(_both_sides(row))
-        met = Counter(chain.from_iterable(self._rows_with.get(shingle, ()) for shingle in first))
-        prompt, answer = shingles(row.prompt), shingles(row.answer)
-        for i in sorted(i for i, count in met.items() if count >= min(meet, self._meet[i])):
-            if before is not None and i >= before:
-                break
-            other = self._rows[i]
-            similarity = min(jaccard(prompt, shingles(other.prompt)), jaccard(answer, shingles(other.answer)))
-            if similarity >= self.threshold:
-                yield other, similarity
+    def near(self, row: Row) -> list[tuple[int, float]]:
+        """Numbers of all near-duplicates of `row`, each with the smaller of both sides' similarities, in order."""
+        import numpy as np
 
-    def _prefix(self, found: set[str]) -> tuple[list[str], int]:
-        """The rarest shingles, and how many of them a near-duplicate has among its own rarest."""
-        shared = math.ceil(self.threshold * len(found) - ROUNDING)
-        meet = max(1, min(shared, int(MEET * len(found))))
-        return sorted(found, key=lambda s: (self._count[s], s))[: len(found) - shared + meet], meet
+        if not self._rows:
+            return []
+        asked = [sets([fold(text)], side.common) for text, side in zip((row.prompt, row.answer), self._sides, strict=True)]
+        ranges = [_look_up(side, one[0], self.threshold) for side, one in zip(self._sides, asked, strict=True)]
+        found = self._candidates(ranges)
+        found = self._possible([(one[0], one.signatures[0]) for one in asked], found)
+        similarity = self._similarity([one[0] for one in asked], found)
+        near = similarity >= self.threshold
+        return sorted((i, s) for n, s in zip(found[near].tolist(), similarity[near].astype(np.float64).tolist(), strict=True)
+                      for i in self._same[n])
+
+    def groups(self) -> list[list[int]]:
+        """Numbers of rows that are connected by near-duplicates, in groups of two and more, each in order."""
+        import numpy as np
+
+        label = np.arange(len(self._same))
+        members = {n: [n] for n in range(len(self._same))}
+        for n in range(len(self._same)):
+            own = [(side.sets[n], side.sets.signatures[n]) for side in self._sides]
+            found = self._possible(own, self._candidates([_before(side, n) for side in self._sides]))
+            while len(found := found[label[found] != label[n]]):
+                some, found = found[:AT_ONCE], found[AT_ONCE:]
+                for other in some[self._similarity([numbers for numbers, _ in own], some) >= self.threshold].tolist():
+                    _join(label, members, n, other)
+        groups = [sorted(i for n in group for i in self._same[n]) for group in members.values()]
+        return sorted(group for group in groups if len(group) > 1)
+
+    def _candidates(self, ranges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Texts that share a prefix shingle, on the side that has fewer of them."""
+        import numpy as np
+
+        costs = [int((stops - starts).sum()) for starts, stops in ranges]
+        n = costs.index(min(costs))
+        return np.unique(self._sides[n].rows[spans(*ranges[n])])
+
+    def _possible(self, asked: list[tuple[np.ndarray, np.ndarray]], found: np.ndarray) -> np.ndarray:
+        """Those whose signatures do not differ too much."""
+        import numpy as np
+
+        for (numbers, signature), side in zip(asked, self._sides, strict=True):
+            limit = at_most_different(len(numbers), side.sets.sizes[found], self.threshold)
+            found = found[np.bitwise_count(side.sets.signatures[found] ^ signature).sum(axis=1) <= limit]
+        return found
+
+    def _similarity(self, asked: list[np.ndarray], found: np.ndarray) -> np.ndarray:
+        """The smaller of both sides' Jaccard similarities."""
+        import numpy as np
+
+        least = np.ones(len(found))
+        if not len(found):
+            return least
+        for numbers, side in zip(asked, self._sides, strict=True):
+            starts, stops = side.sets.starts[found], side.sets.starts[found + 1]
+            theirs = side.sets.numbers[spans(starts, stops)]
+            at = np.minimum(np.searchsorted(numbers, theirs), len(numbers) - 1)
+            sizes = stops - starts
+            shared = np.add.reduceat(numbers[at] == theirs, np.cumsum(sizes) - sizes, dtype=np.int64)
+            least = np.minimum(least, shared / (len(numbers) + sizes - shared))
+        return least
 
 
-def _both_sides(row: Row) -> set[str]:
-    return {f"p{s}" for s in shingles(row.prompt)} | {f"a{s}" for s in shingles(row.answer)}
+def _side(texts: list[str], threshold: float) -> _Side:
+    import numpy as np
+
+    common = commonness(texts)
+    found = sets(texts, common)
+    lengths = found.sizes - at_least_shared(found.sizes, threshold) + 1
+    prefixes = found.numbers[spans(found.starts[:-1], found.starts[:-1] + lengths)]
+    order = np.argsort(prefixes, kind="stable")
+    known, group, counts = np.unique(prefixes, return_inverse=True, return_counts=True)
+    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    own = np.empty(len(order), dtype=np.int64)
+    own[order] = np.arange(len(order))
+    rows = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)[order]
+    return _Side(common, found, np.concatenate([[0], np.cumsum(lengths)]), rows, bounds[group], own, known, bounds)
+
+
+def _before(side: _Side, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the texts before text n stand that share a prefix shingle with it."""
+    part = slice(side.entries[n], side.entries[n + 1])
+    return side.first[part], side.own[part]
+
+
+def _look_up(side: _Side, numbers: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where the texts stand that share a prefix shingle with a set that is not in the corpus."""
+    import numpy as np
+
+    prefix = numbers[: len(numbers) - int(at_least_shared(np.array(len(numbers)), threshold)) + 1]
+    at = np.searchsorted(side.known, prefix)
+    at = at[side.known[np.minimum(at, len(side.known) - 1)] == prefix]
+    return side.bounds[at], side.bounds[at + 1]
+
+
+def _join(label: np.ndarray, members: dict[int, list[int]], one: int, other: int) -> None:
+    """Two groups become one; the smaller is renamed, so that all of it costs n log n."""
+    large, small = int(label[one]), int(label[other])
+    if large == small:
+        return
+    if len(members[large]) < len(members[small]):
+        large, small = small, large
+    moved = members.pop(small)
+    label[moved] = large
+    members[large] += moved

@@ -1,42 +1,134 @@
-"""Hold rows out, the same ones every time."""
+"""Hold rows out, the same ones every time.
+
+    rows      a1 a2 b1 c1 c1' d1          rows of one group (file, author, near-duplicates) never part
+    groups    [a1 a2] [b1] [c1 c1'] [d1]
+    ranked    by a hash of their content and the seed, so that neither order nor names decide
+    test      groups from the front, until the share is reached; in every stratum, when there are strata
+
+By time nothing is drawn: the newest rows are held out, as a model in use meets rows newer than those it learned from.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from typing import Literal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
+from tunesmith.recipe.schema import Split
+
+TIME_KEYS = ("time", "timestamp", "date", "created", "created_at")
 
 
-def split(rows: list[Row], share: float, by: Literal["random", "source"], seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, test). Which side a row is on depends on its content (or its file's) and the seed, not on its place.
-
-    `source` keeps a file's rows together; the share is then that of files.
+def split(rows: Sequence[Row], config: Split, seed: int, similar: Sequence[Sequence[int]] = ()) -> tuple[list[int], list[int]]:
+    """Numbers of the rows to train on and of those held out, in order. `similar`: rows that must stay on one side.
 
     Raises:
-        DataError: one side would be empty.
+        DataError: one side would be empty, or rows do not say what they are split or stratified by.
     """
-    def group(row: Row) -> str:
-        return row.where.rsplit(":", 1)[0] if by == "source" else text(row)
-
-    def text(row: Row) -> str:
-        return "\0".join(m["content"] for m in row.messages)
-
-    texts: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        texts[group(row)].append(text(row))
-
-    def rank(name: str) -> tuple[bytes, str]:
-        return hashlib.sha256("\0".join([str(seed), *sorted(texts[name])]).encode()).digest(), name
-
-    ranked = sorted(texts, key=rank)
-    held_out = set(ranked[: max(1, round(share * len(ranked)))])
-    train = [r for r in rows if group(r) not in held_out]
-    test = [r for r in rows if group(r) in held_out]
-    if not train:
-        what = "file" if by == "source" else "distinct row"
-        raise DataError(f"cannot hold out {share:.0%} of {len(ranked)} {what}{'s' * (len(ranked) > 1)}",
+    if config.by == "time":
+        held_out = _newest(rows, config.test)
+    else:
+        groups = _groups(rows, config.by, similar)
+        stratum = _field(config.stratify) if config.stratify else None
+        held_out = _drawn(rows, groups, config, seed, stratum)
+    train = [i for i in range(len(rows)) if i not in held_out]
+    if not train or not held_out:
+        what = {"source": "file", "random": "distinct row"}.get(config.by, f"group of {config.by!r}")
+        count = len(set(_groups(rows, config.by, similar))) if config.by != "time" else len(rows)
+        raise DataError(f"cannot hold out {config.test:.0%} of {count} {what}{'s' * (count != 1)}",
                         fix="give more data, name a test file in data.test, or split by random")
-    return train, test
+    return train, sorted(held_out)
+
+
+def source(row: Row) -> str:
+    """The file a row came from."""
+    return row.where.rsplit(":", 1)[0]
+
+
+def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, stratum: Callable[[Row], str] | None) -> set[int]:
+    digest: dict[int, int] = defaultdict(int)
+    labels: dict[int, Counter[str]] = defaultdict(Counter)
+    for row, group in zip(rows, groups, strict=True):
+        digest[group] += int.from_bytes(_digest(row))  # a sum, so that the order of a group's rows does not matter
+        labels[group][stratum(row) if stratum else ""] += 1
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    strata: dict[str, list[int]] = defaultdict(list)
+    for group in members:
+        strata[labels[group].most_common(1)[0][0]].append(group)
+    held_out: set[int] = set()
+    for inside in strata.values():
+        ranked = sorted(inside, key=lambda g: hashlib.sha256(f"{seed}/{digest[g]}".encode()).digest())
+        wanted = config.test * sum(len(members[g]) for g in ranked)
+        taken = 0
+        for group in ranked:
+            enough = taken + len(members[group]) / 2 > wanted and (taken or len(strata) > 1)
+            if enough or len(held_out) + len(members[group]) == len(rows):
+                break
+            held_out.update(members[group])
+            taken += len(members[group])
+    return held_out
+
+
+def _groups(rows: Sequence[Row], by: str, similar: Sequence[Sequence[int]]) -> list[int]:
+    """A group number for each row: the same content, file or key, and what hangs together by near-duplicates."""
+    name = _digest if by == "random" else source if by == "source" else _field(by)
+    first: dict = {}
+    parent = [first.setdefault(name(row), i) for i, row in enumerate(rows)]
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for cluster in similar:
+        for i in cluster[1:]:
+            a, b = sorted((root(cluster[0]), root(i)))
+            parent[b] = a
+    return [root(i) for i in range(len(rows))]
+
+
+def _newest(rows: Sequence[Row], share: float) -> set[int]:
+    times = [_time(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: times[i])
+    if not order:
+        return set()
+    border = times[order[-max(1, round(share * len(order)))]]
+    return {i for i, t in enumerate(times) if t >= border}
+
+
+def _time(row: Row) -> float:
+    """Seconds since 1970, of the first time key that the row has."""
+    said = next((row.meta[k] for k in TIME_KEYS if row.meta.get(k) is not None), None)
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        return float(said)
+    try:
+        when = datetime.fromisoformat(str(said))
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        raise DataError(f"{said!r} is no time" if said else "a row without a time", where=row.where,
+                        why="data.split.by is time",
+                        fix=f"give every row one of {', '.join(TIME_KEYS)}: an ISO 8601 date or seconds since 1970") from None
+
+
+def _field(key: str) -> Callable[[Row], str]:
+    """What a row says under this key; `answer` is its answer."""
+    if key == "answer":
+        return lambda row: row.answer
+
+    def read(row: Row) -> str:
+        if row.meta.get(key) is None:
+            raise DataError(f"a row without {key!r}", where=row.where, why=f"data.split names {key!r}",
+                            fix=f"give every row the key, or split by random; this one has {sorted(row.meta) or 'none'}")
+        return str(row.meta[key])
+
+    return read
+
+
+def _digest(row: Row) -> bytes:
+    return hashlib.sha256("\0".join(m["content"] for m in row.messages).encode()).digest()

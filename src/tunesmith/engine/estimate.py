@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MATMUL_SHARE = 0.5
-"""Of a step's time; the rest is memory traffic. An assumption for CPUs: benchmarks/step.py prints what it is on yours."""
+MATMUL_SHARE = 0.4
+"""Of a step's time; the rest is memory traffic. As measured on two CPU cores; benchmarks/step.py prints what it is on yours."""
 PROCESS_BYTES = 900_000_000
 """Python, torch, transformers and oneDNN's own buffers, before any weight."""
 

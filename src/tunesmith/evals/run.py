@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.data.prepare import TRAIN, Dataset
+from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.evals.compare import compare_set, measurable

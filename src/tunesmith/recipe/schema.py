@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = str | list[str]
+DEFAULT_CHUNK_TOKENS = 512
 
 
 class Section(BaseModel):
@@ -28,23 +29,59 @@ class Dedup(Section):
 
 class Split(Section):
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of rows held out when the recipe names no test file."""
-    by: Literal["random", "source"] = "random"
-    """`source` keeps all rows of one file on one side."""
+    """Share of rows held out when the recipe names no test file. 0.1 to 0.2 is usual."""
+    by: Annotated[str, Field(min_length=1)] = "random"
+    """`random`; `source` keeps all rows of one file on one side; `time` holds out the newest; any other name is a key of
+    the rows (author, group, ...), and all rows with one value stay on one side."""
+    stratify: str | None = None
+    """A key of the rows, or `answer`: every value of it is held out in the same share."""
+
+
+class Mix(Section):
+    """Which share of the training rows each group gives. Rows are left out, never repeated."""
+
+    by: Annotated[str, Field(min_length=1)] = "source"
+    """`source` (a row's `source` key, else its file), `length` (characters), `language`, or any key of the rows (task, ...)."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Shares of the named groups in the mix; groups that are not named give nothing. Empty: all rows."""
+    caps: dict[str, Annotated[int, Field(ge=1)]] | Annotated[int, Field(ge=1)] | None = None
+    """The most rows that a group, or every group, may give."""
 
 
 class Style(Section):
-    """How a directory of .txt chapters becomes chat rows."""
+    """How text (.txt, .md: one chapter a file, or whole books) becomes chat rows. A passage never crosses a chapter."""
 
-    chunk_words: Annotated[int, Field(ge=20)] = 220
-    """Target length of one passage, in words. Passages end at paragraph borders."""
+    chunk_tokens: Annotated[int, Field(ge=20)] | None = None
+    """Longest passage, in tokens of the base. null, without chunk_words: 512, or what data.max_tokens leaves for the answer
+    where that is less. Passages end at scene, paragraph or sentence borders; only a single longer sentence is longer."""
+    chunk_words: Annotated[int, Field(ge=20)] | None = None
+    """Longest passage in words, instead of chunk_tokens."""
+    overlap_tokens: Annotated[int, Field(ge=0)] = 0
+    """Whole sentences of up to so many tokens that a passage repeats from the one before it. They are trained on twice, and
+    a random split puts them on both sides: split by source."""
+    continuation: bool = False
+    """The request carries the end of the passage before it and asks to continue; false: it asks for a kind of passage."""
+    continuation_words: Annotated[int, Field(ge=5)] = 60
+    """How much of the passage before it a continuation shows, in words; whole sentences where they fit."""
     system: str | None = None
     """System prompt of every row; null derives one from the measured style of the training chapters."""
+
+    @model_validator(mode="after")
+    def _one_measure(self):
+        if self.chunk_tokens and self.chunk_words:
+            raise ValueError("chunk_tokens and chunk_words both give the size of a passage: keep one")
+        if self.overlap_tokens and self.chunk_words:
+            raise ValueError("overlap_tokens goes with chunk_tokens, not with chunk_words")
+        if self.overlap_tokens * 2 > (self.chunk_tokens or DEFAULT_CHUNK_TOKENS):
+            raise ValueError("overlap_tokens is more than half of a passage")
+        if self.overlap_tokens and self.continuation:
+            raise ValueError("with continuation, overlap_tokens would train the model to repeat its prompt: set it to 0")
+        return self
 
 
 class Data(Section):
     train: Paths
-    """File, glob, directory of rows or of .txt chapters, hf:owner/name[@revision][:split], or a list of them; paths are
+    """File, glob, directory of rows or of chapters (.txt, .md), hf:owner/name[@revision][:split], or a list of them; paths are
     relative to the recipe."""
     test: Paths | dict[str, Paths] | None = None
     """Held-out data. A mapping names several test sets; the first is the one the target gate reads."""
@@ -52,8 +89,9 @@ class Data(Section):
     """Used when `test` is null."""
     format: Literal["auto", "openai", "prompt_completion", "alpaca", "sharegpt", "openai_preference", "chosen_rejected",
                     "kto"] = "auto"
-    """Of rows; .txt and .md files are always chapters."""
+    """Of rows; .txt and .md files are always text."""
     dedup: Dedup = Dedup()
+    mix: Mix = Mix()
     evals: list[str] = []
     """More files that must never be trained on; rows that leak into them are found like test leaks."""
     max_tokens: Annotated[int, Field(ge=8)] = 1024

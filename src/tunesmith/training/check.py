@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.data.audit import leaked_rows
+from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.pack import plan_steps
-from tunesmith.data.prepare import TRAIN, Dataset, prepare
+from tunesmith.data.prepare import prepare
 from tunesmith.errors import BaseModelError, Problem, TunesmithError
 from tunesmith.models.base import Base, resolve
+from tunesmith.models.load import tokenizer_of
 from tunesmith.recipe.load import Loaded, load
+from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training.run import tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
@@ -30,6 +33,7 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
         dataset = prepare(loaded, tokenizer_for(base, loaded), say)
         result["dataset_id"] = dataset.id
         problems += _data_problems(loaded, dataset)
+        problems += _template_problems(loaded, base, dataset)
         result["estimate"] = estimate(loaded, base, dataset)
         problems += _memory_problems(result["estimate"])
     except TunesmithError as error:
@@ -95,6 +99,20 @@ def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:
         problems.append(Problem(code="mask_share", severity="warning", message=f"{share:.1%} of the tokens are trained",
                                 fix="look at some rows with `tunesmith data show`"))
     return problems
+
+
+def _template_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Problem]:
+    """A template of the recipe's own is fine, but every server that loads the adapter has to have it too."""
+    if loaded.recipe.data.template is None:
+        return []
+    trained = dataset.manifest["inputs"]["template"]
+    own = tokenizer_of(base)
+    if own.chat_template and fingerprint(own) == trained:
+        return []
+    return [Problem(code="template_differs", severity="warning", where=loaded.recipe.data.template,
+                    message="prompts will not be the base's own: the fingerprint is "
+                            f"{trained[:19]}, the base's {fingerprint(own)[:19] if own.chat_template else 'it has none'}",
+                    fix="serve with the release's tokenizer, which holds this template, or leave data.template out")]
 
 
 def _memory_problems(estimate: dict) -> list[Problem]:

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.data.prepare import TRAIN, prepare
+from tunesmith.data.dataset import TRAIN
+from tunesmith.data.prepare import prepare
 from tunesmith.errors import RecipeError
 from tunesmith.models.base import resolve
 from tunesmith.recipe.load import Loaded, load

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.prepare import TRAIN, Dataset, prepare
+from tunesmith.data.dataset import TRAIN, Dataset
+from tunesmith.data.prepare import prepare
 from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
@@ -38,6 +39,8 @@ from tunesmith.store.home import find, home, new_run_id
 
 Say = Callable[[str], None]
 RUN_FILE, EVENTS_FILE, ADAPTER = "run.json", "events.jsonl", "adapter"
+ORIGIN_FILE = "tunesmith.json"
+"""In the adapter's directory: what it was trained on and how it is prompted, wherever it is copied. PEFT leaves it alone."""
 HELD_OUT_ROWS = 64
 """Rows of the primary test set whose loss is watched during training."""
 VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "tunesmith")
@@ -250,6 +253,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         return run.state
     with publish_directory(run.adapter) as staging:
         lora.save(model, staging)
+        write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
+                                           "template_fingerprint": run.state["template_fingerprint"]})
     run.update(status="finished", steps=outcome.steps, **_result(loop.read_metrics(run.path)),
                peak_memory_bytes=peak_bytes(), adapter_digest=sha256_json(sha256_tree(run.adapter)))
     _track_adapter(tracker, run, loaded)
