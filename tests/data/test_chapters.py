@@ -169,6 +169,11 @@ def test_prose_before_the_first_heading_is_kept():
     assert [part.text for part in book.left_out] == ["OAKS"]
 
 
+def test_a_short_chapter_before_a_volume_is_no_title_page():
+    text = "CHAPTER I\n\nOaks fell\n\nVOLUME II\n\nCHAPTER I\n\nThey rose again in the spring of the year."
+    assert titles(text) == ["CHAPTER I", "VOLUME II, CHAPTER I"]
+
+
 def test_a_table_of_contents_with_page_numbers_is_no_chapter():
     text = ("CONTENTS\n\nChapter 1. The Oak .... 3\n\nChapter 2. The Elm .... 9\n\n"
             "Chapter 1. The Oak\n\nIt stood there for years.\n\nChapter 2. The Elm\n\nIt fell in the end.")
@@ -206,6 +211,11 @@ PROSE = ("Sir Walter Elliot of Kellynch Hall in Somersetshire was a man who\n"
 def test_wrapped_lines_are_one_and_verse_keeps_its_lines():
     assert lines_to_paragraphs(PROSE) == [PROSE.replace("\n", " ")]
     verse = "Tyger Tyger, burning bright,\nIn the forests of the night;\nWhat immortal hand or eye,\nCould frame thy symmetry?"
+    assert lines_to_paragraphs(verse, PROSE) == [verse]
+
+
+def test_a_line_of_verse_that_is_nearly_full_ends_like_the_others():
+    verse = "Man's boasted power and all his freedom are flown;\nLord of the sea, he bends a slave,\nAnd she reigns alone."
     assert lines_to_paragraphs(verse, PROSE) == [verse]
 
 

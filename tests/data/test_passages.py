@@ -100,6 +100,14 @@ def test_a_speech_is_not_parted_from_the_words_that_announce_it():
     assert not passages(paragraphs, 20, in_words)[0].text.endswith("said:")
 
 
+@pytest.mark.parametrize("marks", ['""', "“”", "«»"])
+def test_a_passage_that_begins_inside_of_a_speech_says_so(marks):
+    speech = marks[0] + " ".join(["I am going home."] * 9) + f"{marks[1]} He went home at last."
+    made = passages(["Then Anne spoke.", speech, "He sat."], 12, in_words)
+    assert [p.speaking for p in made] == [not p.text.startswith(("Then", "He", *marks)) for p in made]
+    assert sum(p.speaking for p in made) >= 2
+
+
 def test_no_sentence_of_a_long_paragraph_is_left_alone():
     paragraphs = ["Anne sat by the fire and read.",
                   "Well. I have nothing to say to you. Go on. Or stay here with us. I do not mind."]

@@ -47,7 +47,7 @@ def test_rows_carry_one_system_prompt_their_place_and_their_chapter(write):
         ("one.txt: chapter 1, passage 1", {"source": "one.txt", "chapter": "Chapter 1", "kind": "narration"}),
         ("one.txt: chapter 2, passage 1", {"source": "one.txt", "chapter": "CHAPTER IV.", "kind": "narration"}),
         ("one.txt: chapter 3, passage 1", {"source": "one.txt", "chapter": "Part Two", "kind": "dialogue"}),
-        ("two.txt: chapter 1, passage 1", {"source": "two.txt", "chapter": "(1)", "kind": "dialogue"})]
+        ("two.txt: chapter 1, passage 1", {"source": "two.txt", "chapter": "chapter 1", "kind": "dialogue"})]
     assert {r.messages[0]["content"] for r in rows} == {system}
     assert rows[0].answer == ("Sir Walter Elliot was a man who, for his own amusement, never took up any book but the "
                               "Baronetage;")
@@ -88,6 +88,12 @@ def test_requests_fit_the_kind_and_are_not_all_the_same(write):
     assert all(r.prompt in PROMPTS[kind_of(r.answer)] and r.meta["kind"] == kind_of(r.answer) for r in rows)
     used = Counter(r.prompt for r in rows)
     assert len(used) >= 6 and used.most_common(1)[0][1] < len(rows) / 2
+
+
+def test_every_part_of_a_long_speech_is_dialogue(write):
+    speech = '"' + "The house was old, and the garden was large and quiet. " * 12 + 'It was cold."'
+    rows, _ = chapters_to_rows({"a.txt": write("a.txt", speech)}, Style(chunk_words=30))
+    assert len(rows) > 3 and {r.meta["kind"] for r in rows} == {"dialogue"}
 
 
 def test_a_request_depends_on_its_passage_only(write):

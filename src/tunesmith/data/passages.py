@@ -36,6 +36,8 @@ class Passage:
     text: str
     repeated: int = 0
     """Characters at its beginning that the passage before it ends with."""
+    speaking: bool = False
+    """Whether it begins inside of a speech, so that its first quotation mark is a closing one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class _Sentence:
     """White space before it: a blank, a line end of verse, or an empty line between paragraphs."""
     scene: bool = False
     """Whether a scene break stands before it."""
+    speaking: bool = False
+    """Whether a speech that began before it goes on in it."""
 
 
 def sentences(paragraph: str) -> list[tuple[str, str]]:
@@ -89,7 +93,8 @@ def passages(paragraphs: list[str], size: int, measure: Measure, overlap: int = 
             start += 1
             end = _end(units, start, own, size, measure)
         text = _text(units, start, end)
-        out.append(Passage(text, len(text) - len(_text(units, own, end)) if start < own else 0))
+        out.append(Passage(text, len(text) - len(_text(units, own, end)) if start < own else 0,
+                           units[start].speaking))
         start = own = end
         while start > 0 and sum(u.size for u in units[start - 1 : own]) <= overlap:
             start -= 1
@@ -103,10 +108,17 @@ def _units(paragraphs: list[str], measure: Measure) -> list[_Sentence]:
         if paragraph == SCENE:
             scene = True
             continue
+        told = ""
         for i, (gap, text) in enumerate(sentences(paragraph)):
-            out.append(_Sentence(text, measure(f" {text}"), gap if i else "\n\n", scene and not i))
+            out.append(_Sentence(text, measure(f" {text}"), gap if i else "\n\n", scene and not i, _is_open(told)))
+            told += text
         scene = False
     return out
+
+
+def _is_open(text: str) -> bool:
+    """Whether a quotation that began in a text has not ended. Paragraphs begin outside of one, or with a mark."""
+    return text.count('"') % 2 == 1 or text.count("“") > text.count("”") or text.count("«") > text.count("»")
 
 
 def _text(units: list[_Sentence], start: int, end: int) -> str:

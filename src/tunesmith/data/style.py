@@ -93,12 +93,14 @@ def chapters_to_rows(files: dict[str, Path], config: Style, system: str | None =
     for name, book in books.items():
         titles = Counter(chapter.title for chapter in book.chapters)
         for number, chapter in enumerate(book.chapters, 1):
-            title = chapter.title if titles[chapter.title] == 1 and chapter.title else f"{chapter.title} ({number})".strip()
-            for i, (request, answer) in enumerate(_turns(chapter, config, size, measure), 1):
+            title = chapter.title or f"chapter {number}"
+            if titles[chapter.title] > 1 and chapter.title:
+                title += f" ({number})"
+            for i, (request, answer, kind) in enumerate(_turns(chapter, config, size, measure), 1):
                 turns = [("system", system), ("user", request), ("assistant", answer)]
                 rows.append(Row([{"role": role, "content": content} for role, content in turns],
                                 f"{name}: chapter {number}, passage {i}",
-                                meta={"source": name, "chapter": title, "kind": kind_of(answer)}))
+                                meta={"source": name, "chapter": title, "kind": kind}))
     return rows, system
 
 
@@ -176,18 +178,19 @@ def _room(books: dict[str, Book], config: Style, system: str, measure: Measure, 
     return min(DEFAULT_CHUNK_TOKENS, room)
 
 
-def _turns(chapter: Chapter, config: Style, size: int, measure: Measure) -> list[tuple[str, str]]:
-    """(request, passage) of a chapter. Which wording a passage gets depends on its text only."""
+def _turns(chapter: Chapter, config: Style, size: int, measure: Measure) -> list[tuple[str, str, str]]:
+    """(request, passage, kind) of a chapter. Which wording a passage gets depends on its text only."""
     out, before = [], None
     for passage in passages(chapter.paragraphs, size, measure, config.overlap_tokens):
         text = passage.text
+        kind = kind_of(f'"{text}' if passage.speaking else text)
         if not config.continuation:
-            request = _pick(PROMPTS[kind_of(text)], text)
+            request = _pick(PROMPTS[kind], text)
         elif before is None:
             request = _pick(OPEN, text)
         else:
             request = f"{_pick(CONTINUE, text)}\n\n{tail(before, config.continuation_words)}"
-        out.append((request, text))
+        out.append((request, text, kind))
         before = text
     return out
 

@@ -27,12 +27,13 @@ PRESENT = re.compile(
     r"is|are|am|has|have|does|do|goes|comes|takes|sees|says|runs|makes|gets|gives|tells|knows|thinks|finds|leaves|feels|"
     r"hears|keeps|holds|stands|sits|lies|begins|looks|turns|walks|seems|can|will")
 STILL = re.compile(
-    r"was|were|is|are|am|be|been|being|had|has|have|seem|seemed|seems|appeared|looked|looks|lay|lies|stood|stands|hung|"
-    r"rested|contained|consisted|resembled")
+    r"was|were|is|are|am|seem|seemed|seems|appeared|looked|looks|lay|lies|stood|stands|hung|rested|contained|consisted|resembled")
 """Verbs that say how things are; all others in the past tense say what happened."""
+HELPING = re.compile(r"be|been|being|had|has|have|did|does|do|could|would|can|will")
+"""Verbs that say neither without another."""
 PLACES = re.compile(
-    r"in|on|under|above|below|beside|beneath|between|behind|near|around|across|along|upon|within|against|over|through|"
-    r"beyond|among|amongst")
+    r"under|above|below|beside|beneath|between|behind|near|around|across|along|beyond|among|amongst|inside|outside|"
+    r"side|front|top|corner|distance|room|house|door|window|hill|road|street|sea|sky|wall|garden|wood|tree|trees|park|country")
 QUALITIES = re.compile(
     r"old|young|new|small|little|large|great|long|short|high|low|wide|narrow|dark|bright|light|pale|white|black|red|"
     r"blue|green|grey|gray|brown|yellow|golden|cold|warm|hot|wet|dry|soft|hard|heavy|thin|thick|deep|quiet|silent|loud|"
@@ -109,14 +110,14 @@ def dialogue_share(text: str) -> float:
 def densities(text: str) -> dict[str, float]:
     """Of 100 words outside of speeches: those that tell what happened, and those that say how things are."""
     words = [w.lower() for w in WORD.findall(SPEECH.sub(" ", text))]
-    moving = [w for w in words if not STILL.fullmatch(w)]
-    happened = _count(moving, PAST)
-    described = len(words) - len(moving) + _count(moving, PLACES) + _count(moving, QUALITIES)
+    still = _count(words, STILL)
+    others = [w for w in words if not STILL.fullmatch(w) and not HELPING.fullmatch(w)]
+    happened, described = _count(others, PAST), still + _count(others, PLACES) + _count(others, QUALITIES)
     per = 100 / max(1, len(words))
     return {"happened": happened * per, "described": described * per}
 
 
-DESCRIBED_PER_HAPPENED = 3.0
+DESCRIBED_PER_HAPPENED = 2.5
 """From so many describing words for each that tells an event, a passage counts as description."""
 
 
