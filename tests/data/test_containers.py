@@ -142,6 +142,14 @@ def test_directory_holds_files_of_one_kind(tmp_path):
     assert len(find_files("d/*.json*", tmp_path)) == 3
 
 
+def test_readme_among_chapters_is_not_taken_for_one(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("1.txt", "2.txt", "README.md"):
+        (tmp_path / "d" / name).write_text("It was night.")
+    assert [p.name for p in find_files("d", tmp_path)] == ["1.txt", "2.txt"]
+    assert [p.name for p in find_files(["d/*.txt", "d/*.md"], tmp_path)] == ["1.txt", "2.txt", "README.md"]
+
+
 # ---- JSON
 
 
