@@ -67,6 +67,17 @@ _Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Leak:
+    """A held-out row and the training row that it stands in."""
+
+    set_name: str
+    code: str
+    """A key of REFUSING or PARTIAL."""
+    row: Row
+    train: Row
+
+
+@dataclass(frozen=True, slots=True)
 class _Half:
     """A question or an answer in one form, and the training rows that have it."""
 
@@ -100,34 +111,40 @@ def leaked_rows(findings: list[dict], name: str) -> int:
 
 def find_leaks(train: list[Row], held_out: dict[str, list[Row]], index: Index | None) -> list[Finding]:
     """One finding for each kind of leak in each held-out set. Without an index, nothing is searched for leak_near."""
+    found: dict[tuple[str, str], list[Leak]] = defaultdict(list)
+    for leak in every_leak(train, held_out, index):
+        found[leak.set_name, leak.code].append(leak)
+    return [_finding(code, name, found[name, code], len(rows))
+            for name, rows in held_out.items() for code in (*REFUSING, *PARTIAL) if found.get((name, code))]
+
+
+def every_leak(train: list[Row], held_out: dict[str, list[Row]], index: Index | None) -> Iterator[Leak]:
+    """Each held-out row that leaks, once. `index` is one of `train`."""
     keys = [key(row) for row in train]
     asked = [_Asked(row, name, turns, dict(_forms(turns))) for name, rows in held_out.items()
              for row in rows for turns in [key(row)]]
     if not asked:
-        return []
+        return
     halves = _read_train(train, keys, asked)
-    found: dict[tuple[str, str], list[tuple[Row, int]]] = defaultdict(list)
     rest = []
     for one in asked:
         hit = _whole(one) or (_near(one, index) if index else None)
         if hit:
-            found[one.set_name, hit[0]].append((one.row, hit[1]))
+            yield Leak(one.set_name, hit[0], one.row, train[hit[1]])
         else:
             rest.append(one)
     limits = {name: min(MANY, max(FEW, int(COMMON * (len(train) + len(rows))))) for name, rows in held_out.items()}
     for one, code, number in _in_part(rest, asked, keys, halves, limits):
-        found[one.set_name, code].append((one.row, number))
-    return [_finding(code, name, [(row, train[number]) for row, number in found[name, code]], len(rows))
-            for name, rows in held_out.items() for code in (*REFUSING, *PARTIAL) if found.get((name, code))]
+        yield Leak(one.set_name, code, one.row, train[number])
 
 
-def _finding(code: str, name: str, pairs: list[tuple[Row, Row]], of: int) -> Finding:
+def _finding(code: str, name: str, leaks: list[Leak], of: int) -> Finding:
     sign = "=" if code in ("leak_exact", "leak_normalised") else "~"
-    shown = [evidence(row, other, sign) for row, other in pairs[:EXAMPLES]]
+    shown = [evidence(leak.row, leak.train, sign) for leak in leaks[:EXAMPLES]]
     if code in PARTIAL:
-        return Finding(f"{code}:{name}", "warning", len(pairs), f"{len(pairs)} of {of} rows of {name!r} {PARTIAL[code]}",
+        return Finding(f"{code}:{name}", "warning", len(leaks), f"{len(leaks)} of {of} rows of {name!r} {PARTIAL[code]}",
                        "remove them from one side, unless the two rows mean different things", shown)
-    return Finding(f"{code}:{name}", "error", len(pairs), f"{len(pairs)} of {of} rows of {name!r} {REFUSING[code]}: "
+    return Finding(f"{code}:{name}", "error", len(leaks), f"{len(leaks)} of {of} rows of {name!r} {REFUSING[code]}: "
                    "their score would measure memory", "remove them from one side", shown)
 
 
