@@ -244,8 +244,7 @@ def brute_force(texts: list[str]) -> set[tuple[int, int]]:
 
 def by_tunesmith(texts: list[str]) -> set[tuple[int, int]]:
     rows = [chat(text, "", str(n)) for n, text in enumerate(texts)]
-    index = Index(rows, NEAR)
-    return {(j, i) for i, row in enumerate(rows) for j, _ in index.near(row) if j < i}
+    return {(j, i) for i, near in enumerate(Index(rows, NEAR).near_each(rows)) for j, _ in near if j < i}
 
 
 def by_datasketch(texts: list[str]) -> set[tuple[int, int]]:

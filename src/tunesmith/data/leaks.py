@@ -128,11 +128,17 @@ def every_leak(train: list[Row], held_out: dict[str, list[Row]], index: Index | 
     halves = _read_train(train, keys, asked)
     rest = []
     for one in asked:
-        hit = _whole(one) or (_near(one, index) if index else None)
-        if hit:
+        if hit := _whole(one):
             yield Leak(one.set_name, hit[0], one.row, train[hit[1]])
         else:
             rest.append(one)
+    if index:
+        searched, rest = rest, []
+        for one, hits in zip(searched, index.near_each([one.row for one in searched]), strict=True):
+            if hits:
+                yield Leak(one.set_name, "leak_near", one.row, train[max(hits, key=lambda hit: hit[1])[0]])
+            else:
+                rest.append(one)
     limits = {name: min(MANY, max(FEW, int(COMMON * (len(train) + len(rows))))) for name, rows in held_out.items()}
     for one, code, number in _in_part(rest, asked, keys, halves, limits):
         yield Leak(one.set_name, code, one.row, train[number])
@@ -189,11 +195,6 @@ def _said(row: Row) -> list[tuple]:
 
 def _whole(one: _Asked) -> tuple[str, int] | None:
     return next(((code, one.whole[code]) for code in REFUSING if code in one.whole), None)
-
-
-def _near(one: _Asked, index: Index) -> tuple[str, int] | None:
-    near = index.near(one.row)
-    return ("leak_near", max(near, key=lambda hit: hit[1])[0]) if near else None
 
 
 # ---- questions and answers by themselves
