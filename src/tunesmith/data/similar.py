@@ -142,7 +142,9 @@ class Index:
 
         costs = [int((stops - starts).sum()) for starts, stops in ranges]
         n = costs.index(min(costs))
-        return np.unique(self._sides[n].rows[spans(*ranges[n])])
+        met = np.zeros(len(self._same), dtype=bool)  # many times faster than np.unique of a long list
+        met[self._sides[n].rows[spans(*ranges[n])]] = True
+        return np.flatnonzero(met)
 
     def _possible(self, asked: list[tuple[np.ndarray, np.ndarray]], found: np.ndarray) -> np.ndarray:
         """Those whose signatures do not differ too much."""
