@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from tunesmith.data.audit import audit, drop_exact_duplicates, leaked_rows
+from tunesmith.data.audit import audit, drop_exact_duplicates
+from tunesmith.data.leaks import leaked_rows
 
 STREETS = ("Oak", "Elm", "Washington", "Cottage Grove", "Stone Hedge", "Bever", "Lincoln", "Forest Hill")
 LONG = ("The mill at the end of the lane had been silent since the spring, and nobody in the village could say with any "

@@ -205,10 +205,21 @@ def addresses(*names):
             for n, line in enumerate((ADDRESSES / name).read_text(encoding="utf-8").splitlines(), 1)]
 
 
-def test_addresses_example_is_clean():
+TEMPLATE = "Take apart this address line, and answer with JSON as the system prompt says and with nothing else around it: "
+
+
+LOUD = pytest.mark.xfail(strict=True, reason="an instruction inside each prompt still counts as similarity of the prompts")
+
+
+@pytest.mark.parametrize("template", [pytest.param("", id="as it is"), pytest.param(TEMPLATE, id="instruction", marks=LOUD)])
+def test_addresses_example_is_clean(template):
     """1,500 rows of one template against 1,014: same instruction, same JSON keys, same towns."""
-    train = addresses("train.jsonl")
-    held_out = {"linn": addresses("test.jsonl"), "hand": addresses("hand_test.jsonl")}
+    def under(rows):
+        return [Row([{**m, "content": template + m["content"]} if m["role"] == "user" else m for m in row.messages], row.where)
+                for row in rows]
+
+    train = under(addresses("train.jsonl"))
+    held_out = {"linn": under(addresses("test.jsonl")), "hand": under(addresses("hand_test.jsonl"))}
     assert find_leaks(train, held_out, Index(train, 0.8)) == []
 
 

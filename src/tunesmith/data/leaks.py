@@ -33,6 +33,7 @@ from tunesmith.data.numerals import digits
 from tunesmith.data.rows import Row
 from tunesmith.data.runs import contained
 from tunesmith.data.similar import Index, key
+from tunesmith.data.style import REQUESTS
 from tunesmith.store.files import canonical_json
 
 QUESTION_CHARACTERS = 20
@@ -64,6 +65,17 @@ _LAYERS: dict[str, Callable[[str], str]] = {
     "leak_reordered": lambda folded: " ".join(sorted(folded.split())),
 }
 _Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A held-out row and the training row that it stands in."""
+
+    set_name: str
+    code: str
+    """A key of REFUSING or PARTIAL."""
+    row: Row
+    train: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +112,46 @@ def leaked_rows(findings: list[dict], name: str) -> int:
 
 def find_leaks(train: list[Row], held_out: dict[str, list[Row]], index: Index | None) -> list[Finding]:
     """One finding for each kind of leak in each held-out set. Without an index, nothing is searched for leak_near."""
+    found: dict[tuple[str, str], list[Leak]] = defaultdict(list)
+    for leak in every_leak(train, held_out, index):
+        found[leak.set_name, leak.code].append(leak)
+    return [_finding(code, name, found[name, code], len(rows))
+            for name, rows in held_out.items() for code in (*REFUSING, *PARTIAL) if found.get((name, code))]
+
+
+def every_leak(train: list[Row], held_out: dict[str, list[Row]], index: Index | None) -> Iterator[Leak]:
+    """Each held-out row that leaks, once. `index` is one of `train`."""
     keys = [key(row) for row in train]
     asked = [_Asked(row, name, turns, dict(_forms(turns))) for name, rows in held_out.items()
              for row in rows for turns in [key(row)]]
     if not asked:
-        return []
+        return
     halves = _read_train(train, keys, asked)
-    found: dict[tuple[str, str], list[tuple[Row, int]]] = defaultdict(list)
     rest = []
     for one in asked:
-        hit = _whole(one) or (_near(one, index) if index else None)
-        if hit:
-            found[one.set_name, hit[0]].append((one.row, hit[1]))
+        if hit := _whole(one):
+            yield Leak(one.set_name, hit[0], one.row, train[hit[1]])
         else:
             rest.append(one)
+    if index:
+        searched, rest = rest, []
+        for one, hits in zip(searched, index.near_each([one.row for one in searched]), strict=True):
+            if hits:
+                yield Leak(one.set_name, "leak_near", one.row, train[max(hits, key=lambda hit: hit[1])[0]])
+            else:
+                rest.append(one)
     limits = {name: min(MANY, max(FEW, int(COMMON * (len(train) + len(rows))))) for name, rows in held_out.items()}
     for one, code, number in _in_part(rest, asked, keys, halves, limits):
-        found[one.set_name, code].append((one.row, number))
-    return [_finding(code, name, [(row, train[number]) for row, number in found[name, code]], len(rows))
-            for name, rows in held_out.items() for code in (*REFUSING, *PARTIAL) if found.get((name, code))]
+        yield Leak(one.set_name, code, one.row, train[number])
 
 
-def _finding(code: str, name: str, pairs: list[tuple[Row, Row]], of: int) -> Finding:
+def _finding(code: str, name: str, leaks: list[Leak], of: int) -> Finding:
     sign = "=" if code in ("leak_exact", "leak_normalised") else "~"
-    shown = [evidence(row, other, sign) for row, other in pairs[:EXAMPLES]]
+    shown = [evidence(leak.row, leak.train, sign) for leak in leaks[:EXAMPLES]]
     if code in PARTIAL:
-        return Finding(f"{code}:{name}", "warning", len(pairs), f"{len(pairs)} of {of} rows of {name!r} {PARTIAL[code]}",
+        return Finding(f"{code}:{name}", "warning", len(leaks), f"{len(leaks)} of {of} rows of {name!r} {PARTIAL[code]}",
                        "remove them from one side, unless the two rows mean different things", shown)
-    return Finding(f"{code}:{name}", "error", len(pairs), f"{len(pairs)} of {of} rows of {name!r} {REFUSING[code]}: "
+    return Finding(f"{code}:{name}", "error", len(leaks), f"{len(leaks)} of {of} rows of {name!r} {REFUSING[code]}: "
                    "their score would measure memory", "remove them from one side", shown)
 
 
@@ -172,11 +196,6 @@ def _said(row: Row) -> list[tuple]:
 
 def _whole(one: _Asked) -> tuple[str, int] | None:
     return next(((code, one.whole[code]) for code in REFUSING if code in one.whole), None)
-
-
-def _near(one: _Asked, index: Index) -> tuple[str, int] | None:
-    near = index.near(one.row)
-    return ("leak_near", max(near, key=lambda hit: hit[1])[0]) if near else None
 
 
 # ---- questions and answers by themselves
@@ -224,9 +243,9 @@ def _equal(one: _Asked, side: int, halves: dict, held: dict, limits: dict[str, i
 
 
 def _tells(row: Row, side: int) -> bool:
-    """Whether a question or an answer is long enough not to be equal by chance."""
+    """Whether a question or an answer is long enough, and its own enough, not to be equal by chance."""
     if side == 0:
-        return len(row.prompt.strip()) >= QUESTION_CHARACTERS
+        return len(row.prompt.strip()) >= QUESTION_CHARACTERS and row.prompt not in REQUESTS
     return len(" ".join(_values(row.answer))) >= ANSWER_CHARACTERS
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 GRAM = 5
 BATCH_CHARACTERS = 2_000_000
-SIGNATURE_BITS = 256
 HASH_BITS = 57
 TABLE_BITS = 22
 """Counts are kept by the top bits of the hash: a collision makes a shingle look more common, and nothing else."""
@@ -35,7 +34,7 @@ class Sets:
     numbers: np.ndarray
     starts: np.ndarray
     signatures: np.ndarray
-    """Parity of the shingles at each of 256 hash values, as four 64-bit words: differing bits <= differing shingles."""
+    """Parity of the shingles at each of so many hash values, in 64-bit words: differing bits <= differing shingles."""
     sizes: np.ndarray
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -52,8 +51,14 @@ def commonness(texts: list[str]) -> np.ndarray:
     return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint64)
 
 
-def sets(texts: list[str], common: np.ndarray) -> Sets:
-    """The shingle sets of folded texts, in the order that `common` gives."""
+def signature_words(texts: list[str]) -> int:
+    """Length of a signature that still tells texts of this average length apart: about two bits a shingle."""
+    average = sum(map(len, texts)) // max(1, len(texts))
+    return min(32, max(2, 1 << (average // 32).bit_length()))
+
+
+def sets(texts: list[str], common: np.ndarray, words: int) -> Sets:
+    """The shingle sets of folded texts, in the order that `common` gives, with signatures of so many 64-bit words."""
     import numpy as np
 
     numbers, sizes, signatures = [], [], []
@@ -69,9 +74,9 @@ def sets(texts: list[str], common: np.ndarray) -> Sets:
         new[ends - counts] = True
         sizes.append(np.add.reduceat(new, ends - counts, dtype=np.int64))
         numbers.append(found[new])
-        signatures.append(_signatures(numbers[-1], sizes[-1]))
+        signatures.append(_signatures(numbers[-1], sizes[-1], words))
     if not texts:
-        return Sets(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros((0, SIGNATURE_BITS // 64), np.uint64),
+        return Sets(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros((0, words), np.uint64),
                     np.zeros(0, np.int64))
     all_sizes = np.concatenate(sizes)
     starts = np.concatenate([[0], np.cumsum(all_sizes)])
@@ -130,11 +135,10 @@ def _hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return hashes[inside[:windows]], lengths - GRAM + 1
 
 
-def _signatures(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _signatures(numbers: np.ndarray, sizes: np.ndarray, words: int) -> np.ndarray:
     import numpy as np
 
     starts = np.cumsum(sizes) - sizes
     bits = np.uint64(1) << (numbers & np.uint64(63))
-    word = (numbers >> np.uint64(6)) & np.uint64(SIGNATURE_BITS // 64 - 1)
-    return np.stack([np.bitwise_xor.reduceat(np.where(word == w, bits, np.uint64(0)), starts)
-                     for w in range(SIGNATURE_BITS // 64)], axis=1)
+    word = (numbers >> np.uint64(6)) & np.uint64(words - 1)
+    return np.stack([np.bitwise_xor.reduceat(np.where(word == w, bits, np.uint64(0)), starts) for w in range(words)], axis=1)

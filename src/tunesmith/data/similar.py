@@ -9,7 +9,7 @@ Three filters pass over rows that cannot be near, none of them ever over one tha
     prefix      n shingles, a near-duplicate shares at least s = threshold * n of them (Chaudhuri et al. 2006). In one order,
                 the rarest first, both sets have a shared one among their first n - s + 1
     side        each side has its own prefixes; a search reads the side whose prefixes are rarer in the corpus
-    signature   256 bits a set: as many bits differ as shingles do, or fewer (Sandes et al. 2020)
+    signature   some two bits a shingle: as many bits differ as shingles do, or fewer (Sandes et al. 2020)
 
 What is left is compared in full.
 """
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
-from tunesmith.data.shingles import GRAM, Sets, at_least_shared, at_most_different, commonness, sets, spans
+from tunesmith.data.shingles import GRAM, Sets, at_least_shared, at_most_different, commonness, sets, signature_words, spans
 from tunesmith.store.files import canonical_json
 
 if TYPE_CHECKING:
@@ -99,18 +100,25 @@ class Index:
 
     def near(self, row: Row) -> list[tuple[int, float]]:
         """Numbers of all near-duplicates of `row`, each with the smaller of both sides' similarities, in order."""
+        return next(self.near_each([row]))
+
+    def near_each(self, rows: list[Row]) -> Iterator[list[tuple[int, float]]]:
+        """`near` of each of these rows, several times as fast as one by one."""
         import numpy as np
 
         if not self._rows:
-            return []
-        asked = [sets([fold(text)], side.common) for text, side in zip((row.prompt, row.answer), self._sides, strict=True)]
-        ranges = [_look_up(side, one[0], self.threshold) for side, one in zip(self._sides, asked, strict=True)]
-        found = self._candidates(ranges)
-        found = self._possible([(one[0], one.signatures[0]) for one in asked], found)
-        similarity = self._similarity([one[0] for one in asked], found)
-        near = similarity >= self.threshold
-        return sorted((i, s) for n, s in zip(found[near].tolist(), similarity[near].astype(np.float64).tolist(), strict=True)
-                      for i in self._same[n])
+            yield from ([] for _ in rows)
+            return
+        asked = [sets([fold(text) for text in texts], side.common, side.sets.signatures.shape[1])
+                 for texts, side in zip(([r.prompt for r in rows], [r.answer for r in rows]), self._sides, strict=True)]
+        for n in range(len(rows)):
+            found = self._candidates([_look_up(side, one[n], self.threshold)
+                                      for side, one in zip(self._sides, asked, strict=True)])
+            found = self._possible([(one[n], one.signatures[n]) for one in asked], found)
+            similarity = self._similarity([one[n] for one in asked], found)
+            near = similarity >= self.threshold
+            yield sorted((i, s) for m, s in zip(found[near].tolist(), similarity[near].astype(np.float64).tolist(), strict=True)
+                         for i in self._same[m])
 
     def groups(self) -> list[list[int]]:
         """Numbers of rows that are connected by near-duplicates, in groups of two and more, each in order."""
@@ -134,7 +142,9 @@ class Index:
 
         costs = [int((stops - starts).sum()) for starts, stops in ranges]
         n = costs.index(min(costs))
-        return np.unique(self._sides[n].rows[spans(*ranges[n])])
+        met = np.zeros(len(self._same), dtype=bool)  # many times faster than np.unique of a long list
+        met[self._sides[n].rows[spans(*ranges[n])]] = True
+        return np.flatnonzero(met)
 
     def _possible(self, asked: list[tuple[np.ndarray, np.ndarray]], found: np.ndarray) -> np.ndarray:
         """Those whose signatures do not differ too much."""
@@ -166,7 +176,7 @@ def _side(texts: list[str], threshold: float) -> _Side:
     import numpy as np
 
     common = commonness(texts)
-    found = sets(texts, common)
+    found = sets(texts, common, signature_words(texts))
     lengths = found.sizes - at_least_shared(found.sizes, threshold) + 1
     prefixes = found.numbers[spans(found.starts[:-1], found.starts[:-1] + lengths)]
     order = np.argsort(prefixes, kind="stable")

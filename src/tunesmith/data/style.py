@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data.audit import EXAMPLES, Finding
 from tunesmith.data.chapters import SCENE, Book, Chapter, read_book
+from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.passages import Measure, passages, sentences
 from tunesmith.data.read import read_text
 from tunesmith.data.rows import Row
@@ -57,6 +57,8 @@ PROMPTS = {
         "Paint a picture of the surroundings and of those who live in them.",
     ),
 }
+REQUESTS = frozenset(text for wordings in PROMPTS.values() for text in wordings)
+"""All of them: what asks for any passage is no question that a training row could have given away."""
 CONTINUE = (
     "Continue this passage:",
     "Go on from here:",

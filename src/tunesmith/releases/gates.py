@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tunesmith.data.audit import leaked_rows
+from tunesmith.data.leaks import leaked_rows
 from tunesmith.evals.metrics import METRICS
 from tunesmith.recipe.schema import Recipe
 

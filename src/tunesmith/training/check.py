@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.data.audit import leaked_rows
 from tunesmith.data.dataset import TRAIN, Dataset
+from tunesmith.data.leaks import leaked_rows
 from tunesmith.data.pack import plan_steps
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import BaseModelError, Problem, TunesmithError

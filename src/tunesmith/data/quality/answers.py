@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.evidence import Tally, last_answer, point
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import fold
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 PLACEHOLDER = re.compile(r"\W*(?:none|null|nil|nan|n/?a|todo|tbd|tba|fixme|undefined|xxx+|lorem ipsum.*|placeholder|no answer|"
                          r"(?:your |the )?(?:answer|response|output|completion)(?: goes)?(?: here)?)\W*",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.answers import Answers
 from tunesmith.data.quality.damage import Damage
 from tunesmith.data.quality.labels import Labels
@@ -21,9 +21,6 @@ from tunesmith.data.quality.privacy import Privacy
 from tunesmith.data.quality.refusals import Refusals
 from tunesmith.data.quality.summary import Statistics, Turns
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 ORDER = {"error": 0, "warning": 1, "info": 2}
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality import credentials, personal
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 EXAMPLES = 3
 SHOWN = 40
@@ -44,8 +41,6 @@ class Tally:
 
 
 def finding(code: str, severity: str, count: int, message: str, fix: str, examples: list[str] | None = None) -> Finding:
-    from tunesmith.data.audit import Finding  # audit calls this package: at the top it would be a circle
-
     return Finding(code, severity, count, message, fix, list(examples or []))
 
 

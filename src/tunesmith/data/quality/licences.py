@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.evidence import EXAMPLES, Tally, excerpt, finding
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 LICENCE_KEYS, SOURCE_KEYS = ("license", "licence"), ("source",)
 NON_COMMERCIAL = re.compile(r"(?:^|[\W_])nc(?:$|[\W_])|non[- _]?commercial|research[- _]only|academic[- _]only", re.IGNORECASE)

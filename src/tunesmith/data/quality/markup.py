@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.evidence import Tally, last_answer, point, texts
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 TAG = re.compile(
     r"</?(?:p|br|div|span|a|b|i|u|em|strong|small|sub|sup|ul|ol|li|dl|dt|dd|table|thead|tbody|tr|td|th|h[1-6]|hr|img|font|"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality import credentials, personal
 from tunesmith.data.quality.evidence import Tally, point, texts
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 
 class Privacy:

@@ -7,13 +7,10 @@ calls for a colleague, about as often as its data did.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.evidence import Tally, last_answer, point
 from tunesmith.data.rows import Row
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 HEAD = 200
 """Characters of an answer in which a refusal says so."""

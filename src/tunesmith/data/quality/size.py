@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from tunesmith.data.finding import Finding
 from tunesmith.data.quality.evidence import finding
-
-if TYPE_CHECKING:
-    from tunesmith.data.audit import Finding
 
 FEW_ROWS = 50
 EXPECTED = ((500, "80-95% style transfer", "professional deployment"), (100, "60-80% style transfer", "production quality"),
