@@ -250,7 +250,7 @@ def test_worries_name_rows_and_numbers(finished, dataset):
     assert cut == f"1 of 8 tuned answers on test hit the limit of 24 tokens ({items[2]['id']})"
     assert prompting.startswith("on test, showing the base 3 examples does as well as tuning (exact match 0.")
     assert overfit == "held-out loss was lower at step 4 (1.000) than at the end (2.000)"
-    assert any(w.startswith("data: only 40 training rows") for w in calm)
+    assert any(w.startswith("data: 40 training rows; expectation") for w in calm)
 
 
 def test_the_verb_takes_a_run_its_release_and_its_recipe(project):
