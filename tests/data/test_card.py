@@ -35,6 +35,19 @@ def test_card_counts_what_is_there(dataset_of, make_recipe, tiny_tokenizer):
         assert trained == made.rows("train")[number].answer + "<|im_end|>", "the marked text is the answer and its stop token"
 
 
+def test_roles_labels_and_the_voice_of_a_text_stand_on_the_card(dataset_of, make_recipe, tiny_tokenizer, tmp_path):
+    recipe = make_recipe(**{"data.max_tokens": 400})
+    (tmp_path / "train.jsonl").write_text("\n".join(row(n, "yes" if n % 4 else "no") for n in range(100, 140)))
+    page = write_card(dataset_of(recipe), load(recipe).recipe, tiny_tokenizer).read_text()
+    assert re.search(r"<td>assistant</td><td class=\"n\">40</td><td class=\"n\">110</td>", page), "30 of 3 letters, 10 of 2"
+    assert "Labels: yes 75%, no 25%" in page and "Voice of" not in page
+    for name in ("train/1.txt", "test/1.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("The old mill stood by the river. He went there at night. " * 20)
+    text = make_recipe("text.yaml", **{"data.train": "train", "data.test": "test", "data.max_tokens": 2000})
+    assert "Voice of the training text: words 240" in write_card(dataset_of(text), load(text).recipe, tiny_tokenizer).read_text()
+
+
 def test_hostile_text_is_shown_as_text(dataset_of, make_recipe, tiny_tokenizer, tmp_path):
     recipe = make_recipe(**{"data.max_tokens": 400})
     (tmp_path / "train.jsonl").write_text("\n".join(row(n, f"{HOSTILE} {n}") for n in [*range(100, 110), 100]))
