@@ -45,7 +45,8 @@ def test_roles_labels_and_the_voice_of_a_text_stand_on_the_card(dataset_of, make
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("The old mill stood by the river. He went there at night. " * 20)
     text = make_recipe("text.yaml", **{"data.train": "train", "data.test": "test", "data.max_tokens": 2000})
-    assert "Voice of the training text: words 240" in write_card(dataset_of(text), load(text).recipe, tiny_tokenizer).read_text()
+    page = write_card(dataset_of(text), load(text).recipe, tiny_tokenizer).read_text()
+    assert "Voice of the training text: words 240" in page
 
 
 def test_hostile_text_is_shown_as_text(dataset_of, make_recipe, tiny_tokenizer, tmp_path):
