@@ -22,6 +22,7 @@ from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.mix import mix
 from tunesmith.data.normalise import stream
+from tunesmith.data.overflow import Overflow
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
 from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.similar import Index
@@ -133,15 +134,11 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     findings += audit(train, held_out | evals, config.dedup.near)
     survey = quality.survey(train)
     findings += [*survey.findings, *filter(None, [quality.size_advice(len(train))])]
-    parts, overlong = {}, []
-    for part, rows in {TRAIN: train, **held_out}.items():
-        parts[part], dropped = _render_all(part, rows, tokenizer, config, staging)
-        overlong += dropped
+    dropped = Overflow(config.max_tokens)
+    parts = {part: _render_all(part, rows, tokenizer, config, staging, dropped)
+             for part, rows in {TRAIN: train, **held_out}.items()}
     _empty(spool)
-    if overlong:
-        findings.append(Finding("overlong", "warning", len(overlong),
-                                f"{len(overlong)} rows are longer than {config.max_tokens} tokens and were dropped whole",
-                                "raise data.max_tokens, or shorten them", overlong[:3]))
+    findings += dropped.findings()
     trained = parts[TRAIN]
     counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
               **trained}
@@ -238,14 +235,13 @@ def _shown(count: int) -> str:
     return f" (the first {SHOWN_PROBLEMS} are shown)" if count > SHOWN_PROBLEMS else ""
 
 
-def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder: Path) -> tuple[dict[str, int], list[str]]:
-    """(counts, places of rows dropped): writes the rows that are kept, and their tokens.
+def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder: Path, dropped: Overflow) -> dict[str, int]:
+    """Counts of the rows that are kept: writes them, and their tokens.
 
     Raises:
         DataError: rows that cannot be trained on (the first are listed, all are counted), or none is left.
     """
-    problems = _Problems()
-    dropped: list[str] = []
+    problems, refused = _Problems(), Overflow(config.max_tokens)
 
     def fitting(file) -> Iterator[Rendered]:
         for row in rows:
@@ -259,8 +255,9 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
                 file.write(encode(row))
                 yield rendered
             elif config.on_overflow == "drop":
-                dropped.append(f"{row.where} ({n} tokens)")
+                dropped.add(row, rendered)
             else:
+                refused.add(row, rendered)
                 problems.add(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
                                 f"{config.max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
 
@@ -268,8 +265,8 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
         counts = write_tokens(folder, part, fitting(file))
     if problems.count:
         raise DataError(f"{problems.count} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
-                        problems=problems.first)
+                        why=f"{refused.rows} are too long; {refused.cost}" if refused.rows else None, problems=problems.first)
     if not counts["rows"]:
         raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",
                         fix="raise data.max_tokens, or shorten them")
-    return counts, dropped
+    return counts
