@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 CHUNK_TOKENS = 256
 GRAIN = 64
-"""Packs and chunks are filled up to a multiple of this many tokens: a matmul of a new shape is compiled when it is first
-met, and every step of other lengths would meet new ones (docs/measurements.md)."""
+"""Packs and chunks are filled up to a multiple of this many tokens: tensors of ever new sizes leave the heap in pieces, and
+the resident set grows with every step (docs/measurements.md)."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

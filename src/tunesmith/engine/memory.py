@@ -24,7 +24,7 @@ def keep_pages() -> bool:
     """Let the allocator keep what a step frees for the next one. False where that is not glibc's business.
 
     By default every large tensor is mapped anew and unmapped when freed, and the kernel clears its pages each time:
-    a quarter of a small training step (docs/measurements.md).
+    an eighth of a small training step (docs/measurements.md).
     """
     if not sys.platform.startswith("linux"):
         return False

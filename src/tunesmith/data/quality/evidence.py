@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from tunesmith.data.finding import Finding
+from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.quality import credentials, personal
 from tunesmith.data.rows import Row
 
-EXAMPLES = 3
 SHOWN = 40
 """Characters of the offending piece that an example shows."""
 KEPT = 2
