@@ -20,6 +20,8 @@ from tunesmith.objectives.sft import forward_backward
 from tunesmith.recipe.schema import Method
 
 ARCHITECTURES = sorted(fast.KNOWN_ARCHITECTURES)
+LINEAR = {"phi": 6, "phi3": 4}
+"""Linear layers of one decoder layer, where they are not q, k, v, o, gate, up and down."""
 RAGGED = [17, 1, 40, 2, 33, 5, 18, 40, 9, 26]
 EQUAL = [12, 12, 12, 12]
 LENGTHS = {"ragged": RAGGED, "equal": EQUAL, "single": [23], "two tokens": [2], "two tokens among longer": [30, 2, 31]}
@@ -91,7 +93,7 @@ def test_loss_and_every_gradient_equal_the_plain_path(make_model, make_rows, arc
     assert fast_loss == pytest.approx(loss, rel=2e-6)
     assert fast_hits == hits
     assert gradients.keys() == fast_gradients.keys()
-    assert len(gradients) == 2 * 2 * 7
+    assert len(gradients) == 2 * 2 * LINEAR.get(architecture, 7)
     largest = max(g.norm() for g in gradients.values())  # a gradient that is zero but for rounding has no scale of its own
     for name, g in gradients.items():
         assert (fast_gradients[name] - g).norm() < 1e-5 * g.norm() + 5e-7 * largest, name
@@ -209,9 +211,10 @@ def plain_torch_curve(model, steps) -> list[float]:
     return losses
 
 
-def test_twenty_steps_give_the_curve_of_a_plain_peft_loop(make_model, make_rows):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_twenty_steps_give_the_curve_of_a_plain_peft_loop(make_model, make_rows, architecture):
     steps = [make_rows([7 + (5 * s + 3 * i) % 30 for i in range(6)], seed=s) for s in [0, 1] * 10]
-    model = make_model("qwen2")
+    model = make_model(architecture)
     expected = plain_torch_curve(copy.deepcopy(model), steps)
     fast.accelerate(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -248,47 +251,66 @@ def test_lora_dropout_is_refused_naming_the_layer(make_model):
     assert "layers.0.self_attn.q_proj has dropout" in reason
 
 
-def test_attention_dropout_is_refused(make_model):
-    assert "attention dropout" in fast.why_not(make_model(attention_dropout=0.1), max_tokens=64)
+@pytest.mark.parametrize(("architecture", "setting", "value"), [
+    ("llama", "attention_dropout", 0.1),
+    ("phi", "resid_pdrop", 0.1),
+    ("phi3", "embd_pdrop", 0.1),
+    ("gemma3_text", "attn_logit_softcapping", 50.0),
+    ("gemma3_text", "final_logit_softcapping", 30.0),
+    ("gemma3_text", "use_bidirectional_attention", True),
+])
+def test_setting_that_makes_it_another_model_is_refused_by_name(make_model, architecture, setting, value):
+    assert setting in fast.why_not(make_model(architecture, **{setting: value}), max_tokens=64)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_position_encoding_that_looks_at_the_longest_row_is_refused(make_model, rope_type):
+def test_position_encoding_that_looks_at_the_longest_row_is_refused_where_it_does(make_model, make_rows, rope_type):
+    """Rows within the pretrained length are encoded alike whatever stands beside them; beyond it they are not."""
     rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 16}
     rope |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4} if rope_type == "longrope" else {}
     model = make_model(rope_parameters=rope, max_position_embeddings=16)
-    assert rope_type in fast.why_not(model, max_tokens=64)
+    assert fast.why_not(model, max_tokens=16) is None
+    assert rope_type in fast.why_not(model, max_tokens=17)
+    assert same_as_alone(model, make_rows([16, 3, 16, 9]))
+    assert not same_as_alone(model, make_rows([40, 3, 16, 9]))
 
 
 WINDOW = 8
 
 
-@pytest.mark.parametrize(("architecture", "changes", "windowed"), [
-    ("mistral", {"sliding_window": WINDOW}, True),
-    ("mistral", {"sliding_window": None}, False),
-    ("mistral", {"sliding_window": WINDOW, "use_sliding_window": False}, True),  # Mistral does not know that key
-    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}, True),
-    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}, True),
-    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": False}, False),
-    ("qwen3", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}, True),
-    ("qwen3", {"sliding_window": WINDOW, "use_sliding_window": False}, False),
-])
-def test_sliding_window_is_refused_exactly_when_transformers_would_cut_a_row(make_model, make_rows, architecture, changes,
-                                                                            windowed):
-    model = make_model(architecture, **changes)
-    assert fast.why_not(model, max_tokens=WINDOW) is None
-    reason = fast.why_not(model, max_tokens=WINDOW + 1)
-    assert (f"window of {WINDOW}" in reason) if windowed else reason is None
-
+def same_as_alone(model, rows) -> bool:
     quick = accelerated(copy.deepcopy(model))
-
-    def same(lengths: list[int]) -> bool:
-        rows = make_rows(lengths)
+    with torch.no_grad():
         alone = [model.get_base_model().model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids, _ in rows]
-        return all(torch.allclose(a, h, atol=1e-5) for a, h in zip(alone, hidden_states(quick, rows), strict=True))
+    return all(torch.allclose(a, h, atol=1e-5) for a, h in zip(alone, hidden_states(quick, rows), strict=True))
 
-    assert same([WINDOW, 3, WINDOW])
-    assert same([WINDOW + 1, 3]) != windowed
+
+@pytest.mark.parametrize(("architecture", "changes", "windowed"), [
+    ("mistral", {"sliding_window": WINDOW}, 2),
+    ("mistral", {"sliding_window": None}, 0),
+    ("mistral", {"sliding_window": WINDOW, "use_sliding_window": False}, 2),  # Mistral does not know that key
+    ("phi3", {"sliding_window": WINDOW}, 2),
+    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}, 2),
+    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}, 1),
+    ("qwen2", {"sliding_window": WINDOW, "use_sliding_window": False}, 0),
+    ("qwen3", {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}, 2),
+    ("gemma3_text", {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}, 1),
+])
+def test_sliding_window_is_the_one_of_transformers(make_model, make_rows, monkeypatch, architecture, changes, windowed):
+    """Rows shorter than, as long as, and longer than the window; loss and gradients, and which layers have one."""
+    model = make_model(architecture, **changes)
+    assert fast.why_not(model, max_tokens=4 * WINDOW) is None
+    rows = make_rows([WINDOW, 3, WINDOW + 1, 4 * WINDOW, 2 * WINDOW, 5])
+    loss, _, gradients = loss_and_gradients(plain.forward_loss, model, [rows])
+    seen, real = [], attention._unseen
+    monkeypatch.setattr(attention, "_unseen", lambda *given: seen.append(given[1]) or real(*given))
+    fast_loss, _, fast_gradients = loss_and_gradients(fast.forward_loss, accelerated(model), [rows])
+    assert fast_loss == pytest.approx(loss, rel=2e-6)
+    largest = max(g.norm() for g in gradients.values())
+    for name, g in gradients.items():
+        assert (fast_gradients[name] - g).norm() < 1e-5 * g.norm() + 5e-7 * largest, name
+    longer = [w for w in seen if w]
+    assert bool(longer) == bool(windowed) and len(longer) <= len(seen) * windowed / 2
 
 
 def with_second_adapter(model):

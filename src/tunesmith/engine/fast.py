@@ -14,8 +14,11 @@ from tunesmith.engine.lora_linear import fused_forward
 from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss
 from tunesmith.engine.packing import layout
 
-KNOWN_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Decoders whose attention is plain causal softmax and whose logits are head(hidden). Tested one by one."""
+KNOWN_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
+"""Decoders whose attention is causal softmax and whose logits are head(hidden). Tested one by one."""
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+CHANGES = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+"""Settings of a config that make it another model than the one described above."""
 
 
 def why_not(model, max_tokens: int) -> str | None:
@@ -23,17 +26,33 @@ def why_not(model, max_tokens: int) -> str | None:
     config = model.get_base_model().config
     if config.model_type not in KNOWN_ARCHITECTURES:
         return f"architecture {config.model_type!r} is not one of {', '.join(sorted(KNOWN_ARCHITECTURES))}"
-    window = getattr(config, "sliding_window", None)
-    if window and max_tokens > window:
-        return f"rows of up to {max_tokens} tokens are longer than the sliding attention window of {window}"
-    if (rope := config.rope_parameters["rope_type"]) in ("dynamic", "longrope"):
-        return f"its {rope} position encoding of one row depends on the longest row of the pack"
-    if getattr(config, "attention_dropout", 0.0):
-        return "the base trains with attention dropout"
+    for name in (*DROPOUTS, *CHANGES):
+        if getattr(config, name, None):
+            return f"the base is set to {name} = {getattr(config, name)}"
+    for rope in _ropes(config):
+        if reason := _depends_on_other_rows(rope, config, max_tokens):
+            return reason
     for name, layer in _lora_layers(model):
         if not _is_plain(layer):
             return f"{name} has dropout, a bias or a LoRA variant"
     return None
+
+
+def _ropes(config) -> list[dict]:
+    """Parameters of the rotary embeddings: one, or one for each kind of layer."""
+    found = config.rope_parameters
+    return [found] if "rope_type" in found else list(found.values())
+
+
+def _depends_on_other_rows(rope: dict, config, max_tokens: int) -> str | None:
+    """Dynamic and long encodings change with the longest row that they see, if it is longer than what was pretrained."""
+    kind = rope["rope_type"]
+    if kind not in ("dynamic", "longrope"):
+        return None
+    usual = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if max_tokens <= usual:
+        return None
+    return f"its {kind} position encoding of one row depends on the longest row of the pack beyond {usual} tokens"
 
 
 def accelerate(model) -> None:
