@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from tunesmith.engine.native.build import library_for
+from tunesmith.engine.native.functions import LANES, Attention
 from tunesmith.engine.packing import Bucket, Layout
 
 NAME = "tunesmith_packed"
@@ -38,6 +40,10 @@ def packed_attention(module, query_1HTD, key_1KTD, value_1KTD, attention_mask, s
         raise ValueError("packed attention takes packing=Layout, no attention mask, no attention dropout and no soft cap")
     if query_1HTD.shape[2] != packing.positions_T.shape[0]:
         raise ValueError(f"the layout has {packing.positions_T.shape[0]} tokens, the pack {query_1HTD.shape[2]}")
+    library = library_for(query_1HTD)
+    if library and query_1HTD.shape[-1] % LANES == 0:
+        scale = query_1HTD.shape[-1]**-0.5 if scaling is None else scaling
+        return Attention.apply(library, query_1HTD, key_1KTD, value_1KTD, packing.starts, scale, sliding_window), None
     if packing.whole:
         out_1HTD = _causal(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window)
         return out_1HTD.transpose(1, 2).contiguous(), None

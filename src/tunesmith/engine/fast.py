@@ -12,6 +12,8 @@ import torch
 from tunesmith.engine import attention
 from tunesmith.engine.lora_linear import fused_forward
 from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss
+from tunesmith.engine.native import build
+from tunesmith.engine.native.replace import replace
 from tunesmith.engine.packing import layout
 
 KNOWN_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
@@ -55,11 +57,18 @@ def _depends_on_other_rows(rope: dict, config, max_tokens: int) -> str | None:
     return f"its {kind} position encoding of one row depends on the longest row of the pack beyond {usual} tokens"
 
 
-def accelerate(model) -> None:
-    """Switch a PEFT model, in place, to packed attention and fused LoRA linears."""
+def accelerate(model) -> str | None:
+    """Switch a PEFT model, in place, to packed attention, fused LoRA linears and, on a CPU, kernels in C.
+
+    Returns the reason why there are no kernels and torch's own operations do their work, or None.
+    """
+    reason = build.start() if next(model.parameters()).device.type == "cpu" else None
+    if not reason:
+        replace(model.get_base_model())
     attention.register()
     model.get_base_model().set_attn_implementation(attention.NAME)
     fuse(model)
+    return reason
 
 
 def fuse(model) -> None:
@@ -82,9 +91,10 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
     tokens_1T = torch.tensor([t for tokens, _ in rows for t in tokens], device=device).unsqueeze(0)
     labels_T = torch.tensor([t for _, labels in rows for t in labels], device=device)
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    hidden_1TD = decoder(input_ids=tokens_1T, position_ids=plan.positions_T.unsqueeze(0), use_cache=False,
-                         packing=plan).last_hidden_state
-    return chunked_loss(hidden_1TD.squeeze(0), causal_lm.get_output_embeddings(), labels_T)
+    with build.used():
+        hidden_1TD = decoder(input_ids=tokens_1T, position_ids=plan.positions_T.unsqueeze(0), use_cache=False,
+                             packing=plan).last_hidden_state
+        return chunked_loss(hidden_1TD.squeeze(0), causal_lm.get_output_embeddings(), labels_T)
 
 
 def _is_plain(layer) -> bool:
