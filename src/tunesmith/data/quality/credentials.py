@@ -31,6 +31,7 @@ STAND_IN = re.compile(r"EXAMPLE|x{6}|\*{3}|\.{3}|:(?:pass(?:word|wd)?|pwd|secret
 END_OF_KEY = re.compile(r"END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-*|Private-MAC: *\w+")
 RUN = re.compile(r"[A-Za-z0-9_=-]+")
 OPENAI_MARK = re.compile(r"(?<=[A-Za-z0-9]{20})T3BlbkFJ(?=[A-Za-z0-9]{20})")
+NPM_MARK = re.compile(r"/:_authToken=(?=\s*+(?:npm_.|[A-Fa-f0-9-]{36}))")
 NPM_VALUE = re.compile(r"/:_authToken=\s*+(?:npm_.+|[A-Fa-f0-9-]{36}).*")
 HINT = re.compile(r"AKIA|ASIA|A3T|ABIA|ACCA|AccountKey|://[^\s/]{1,200}:[^\s/]{1,200}@|gh[pousr]_|gl[a-z]{2,8}-|GR1348|eyJ|-us\d|npm|_auth|"
                   r"sk-|PRIVATE KEY|pypi-|SG\.|xox[a-z]-|hooks\.slack|sq0|[rs]k_live|\d{8,10}:[\w-]{35}|\bAC[a-z0-9]{32}|"
@@ -90,10 +91,17 @@ def _openai_keys(text: str, form: re.Pattern) -> Iterator[tuple[int, int]]:
 
 def _npm_tokens(text: str, form: re.Pattern) -> Iterator[tuple[int, int]]:
     """From the first `//` of the line that ends in a token."""
-    for value in NPM_VALUE.finditer(text):
-        start = text.find("//", text.rfind("\n", 0, value.start()) + 1, max(0, value.start() - 1))
-        if start >= 0:
-            yield start, value.end()
+    line, slashes, seen, done = 0, text.find("//"), 0, 0
+    for mark in NPM_MARK.finditer(text):
+        newline = text.rfind("\n", seen, mark.start())
+        if newline >= 0:
+            line = newline + 1
+        if 0 <= slashes < line:
+            slashes = text.find("//", line)
+        seen = mark.start()
+        if 0 <= slashes <= mark.start() - 3 and mark.start() >= done:
+            done = NPM_VALUE.match(text, mark.start()).end()
+            yield slashes, done
 
 
 _REPEATING = {"jwt": _json_web_tokens, "openai": _openai_keys, "npm": _npm_tokens}
