@@ -38,14 +38,21 @@ def split(rows: Sequence[Row], config: Split, seed: int, similar: Sequence[Seque
     if not train or not held_out:
         what = {"source": "file", "random": "distinct row"}.get(config.by, f"group of {config.by!r}")
         count = len(set(_groups(rows, config.by, similar))) if config.by != "time" else len(rows)
+        chapters = config.by == "source" and all("chapter" in row.meta for row in rows)
         raise DataError(f"cannot hold out {config.test:.0%} of {count} {what}{'s' * (count != 1)}",
-                        fix="give more data, name a test file in data.test, or split by random")
+                        fix="hold out whole chapters with data.split.by: chapter, or name a test file in data.test" if chapters
+                        else "give more data, name a test file in data.test, or split by random")
     return train, sorted(held_out)
 
 
 def source(row: Row) -> str:
     """The file a row came from."""
     return row.where.rsplit(":", 1)[0]
+
+
+def chapter(row: Row) -> str:
+    """The chapter a row came from, of its `source` if it names one: two books may both have a first chapter."""
+    return f"{row.meta.get('source', '')}\0{_field('chapter')(row)}"
 
 
 def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, stratum: Callable[[Row], str] | None) -> set[int]:
@@ -76,7 +83,7 @@ def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, str
 
 def _groups(rows: Sequence[Row], by: str, similar: Sequence[Sequence[int]]) -> list[int]:
     """A group number for each row: the same content, file or key, and what hangs together by near-duplicates."""
-    name = _digest if by == "random" else source if by == "source" else _field(by)
+    name = {"random": _digest, "source": source, "chapter": chapter}.get(by) or _field(by)
     first: dict = {}
     parent = [first.setdefault(name(row), i) for i, row in enumerate(rows)]
 
