@@ -1,7 +1,7 @@
 """Rows that are longer than allowed, and what cutting them would cost: the end of an answer, and with it the stop token.
 
-A model trained on answers without their end learns to go on. So no row is ever cut; it is an error, or dropped whole where
-the recipe says so, and either way the cost of a cut is told, with the tasks and sources it falls on.
+A model trained on answers without their end learns to go on. So no row is ever cut; it is an error, or where the recipe says
+so dropped whole or split between turns (tunesmith.data.turns). The cost of a cut is told, with its tasks and sources.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.rows import Row
 from tunesmith.data.split import source
+from tunesmith.data.turns import Parted
 
 if TYPE_CHECKING:
     from tunesmith.template.render import Rendered
@@ -31,6 +32,10 @@ class Overflow:
     """Trained turns whose last token lies beyond the limit."""
     groups: dict[str, Counter[str]] = field(default_factory=lambda: {"task": Counter(), "source": Counter()})
     examples: list[str] = field(default_factory=list)
+    parted: Parted = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parted = Parted(self.limit)
 
     def add(self, row: Row, rendered: Rendered) -> None:
         self.rows += 1
@@ -52,6 +57,7 @@ class Overflow:
 
     def findings(self) -> list[Finding]:
         if not self.rows:
-            return []
+            return self.parted.findings()
         what = f"{self.rows} rows are longer than {self.limit} tokens and were dropped whole; {self.cost}"
-        return [Finding("overlong", "warning", self.rows, what, "raise data.max_tokens, or shorten them", self.examples)]
+        fix = "raise data.max_tokens, or shorten them"
+        return [*self.parted.findings(), Finding("overlong", "warning", self.rows, what, fix, self.examples)]

@@ -28,6 +28,7 @@ from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.similar import Index
 from tunesmith.data.split import split
 from tunesmith.data.spool import Chosen, Rows, encode, write_rows
+from tunesmith.data.turns import pieces
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Data
@@ -243,6 +244,9 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
     """
     problems, refused = _Problems(), Overflow(config.max_tokens)
 
+    def length(row: Row) -> int:
+        return len(render(tokenizer, row.messages, row.tools).ids)
+
     def fitting(file) -> Iterator[Rendered]:
         for row in rows:
             try:
@@ -254,12 +258,17 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
             if n <= config.max_tokens:
                 file.write(encode(row))
                 yield rendered
-            elif config.on_overflow == "drop":
+            elif config.on_overflow == "split" and part == TRAIN and (made := pieces(row, config.max_tokens, length)):
+                for piece in dropped.parted.add(row, made):
+                    file.write(encode(piece))
+                    yield render(tokenizer, piece.messages, piece.tools)
+            elif config.on_overflow == "drop" or config.on_overflow == "split" and part != TRAIN:
                 dropped.add(row, rendered)
             else:
                 refused.add(row, rendered)
                 problems.add(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
-                                f"{config.max_tokens}", fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
+                                f"{config.max_tokens}{', also for one exchange alone' * (config.on_overflow == 'split')}",
+                                fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
 
     with open(folder / rows_file(part), "w", encoding="utf-8", newline="\n") as file:
         counts = write_tokens(folder, part, fitting(file))

@@ -102,8 +102,9 @@ class Data(Section):
     """More files that must never be trained on; rows that leak into them are found like test leaks."""
     max_tokens: Annotated[int, Field(ge=8)] = 1024
     """Longest row, in tokens, after the chat template."""
-    on_overflow: Literal["error", "drop"] = "error"
-    """What to do with a longer row. Nothing is ever cut silently."""
+    on_overflow: Literal["error", "drop", "split"] = "error"
+    """What to do with a longer row. Nothing is ever cut silently. `split` parts a training conversation where a user speaks
+    and trains each answer once; a longer held-out row is dropped whole and told, as its pieces would be other test items."""
     template: str | None = None
     """Path of a Jinja chat template; null uses the base's own."""
     style: Style = Style()
