@@ -31,6 +31,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.trivial, self.echo, self.cut = Tally(), Tally(), Tally()
+        self.tallies = {"trivial_answer": self.trivial, "prompt_echo": self.echo, "truncated_answer": self.cut}
         self.prose = 0
 
     def see(self, row: Row) -> None:

@@ -60,6 +60,8 @@ class Damage:
 
     def __init__(self) -> None:
         self.mojibake, self.replaced, self.control, self.unseen = Tally(), Tally(), Tally(), Tally()
+        self.tallies = {"mojibake": self.mojibake, "replacement_character": self.replaced,
+                        "control_character": self.control, "invisible_character": self.unseen}
 
     def see(self, row: Row) -> None:
         places: dict[Tally, tuple[str, str, int, int]] = {}

@@ -20,6 +20,7 @@ from tunesmith.data.quality.personal import REGION
 from tunesmith.data.quality.privacy import Privacy
 from tunesmith.data.quality.refusals import Refusals
 from tunesmith.data.quality.summary import Statistics, Turns
+from tunesmith.data.quality.verdicts import Verdicts
 from tunesmith.data.rows import Row
 
 ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -30,18 +31,23 @@ class Survey:
     findings: list[Finding]
     """The worst first."""
     statistics: Statistics
+    verdicts: Verdicts
+    """Which rows the findings speak of."""
 
 
 def survey(rows: Iterable[Row], region: str = REGION) -> Survey:
     """Findings and statistics of rows in one pass. `region` is whose telephone numbers are written without a country code."""
     turns, languages, labels, licences = Turns(), Languages(), Labels(), Licences()
-    detectors = [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals(), labels, licences]
+    judging = [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals()]
+    detectors, verdicts = [*judging, labels, licences], Verdicts()
     for row in rows:
         turns.see(row)
         for detector in detectors:
             detector.see(row)
+        verdicts.see(judging)
     findings = [f for detector in detectors for f in detector.findings()]
-    return Survey(sorted(findings, key=lambda f: ORDER[f.severity]), _statistics(turns, languages, labels, licences))
+    return Survey(sorted(findings, key=lambda f: ORDER[f.severity]), _statistics(turns, languages, labels, licences),
+                  verdicts)
 
 
 def inspect(rows: Iterable[Row], region: str = REGION) -> list[Finding]:

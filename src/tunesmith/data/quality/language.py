@@ -68,6 +68,7 @@ class Languages:
         """Of them, those whose prompt did not ask for a language."""
         self.examples: dict[str, list[str]] = {}
         self.crossed = Tally()
+        self.tallies = {"answer_language": self.crossed}
 
     def see(self, row: Row) -> None:
         answer, prompt = row.answer, row.prompt

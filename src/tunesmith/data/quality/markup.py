@@ -51,6 +51,7 @@ class Markup:
 
     def __init__(self) -> None:
         self.html, self.markdown, self.answers = Tally(), Tally(), 0
+        self.tallies = {"html_residue": self.html, "markdown_residue": self.markdown}
 
     def see(self, row: Row) -> None:
         self.answers += 1

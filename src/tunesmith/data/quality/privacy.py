@@ -15,6 +15,7 @@ class Privacy:
         self.region = region
         self.personal: dict[str, Tally] = {}
         self.secrets: dict[str, Tally] = {}
+        self.tallies: dict[str, Tally] = {}
 
     def see(self, row: Row) -> None:
         seen: set[str] = set()
@@ -26,7 +27,10 @@ class Privacy:
             for tallies, piece in pieces:
                 if piece.kind not in seen:
                     seen.add(piece.kind)
-                    tallies.setdefault(piece.kind, Tally()).add(lambda: point(row, place, text, piece.start, piece.end))  # noqa: B023
+                    tally = tallies.setdefault(piece.kind, Tally())
+                    family = "secret" if tallies is self.secrets else "personal_data"
+                    self.tallies[f"{family}:{_slug(piece.kind)}"] = tally
+                    tally.add(lambda: point(row, place, text, piece.start, piece.end))  # noqa: B023
 
     def findings(self) -> list[Finding]:
         found = []

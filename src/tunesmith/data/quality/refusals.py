@@ -41,6 +41,7 @@ class Refusals:
 
     def __init__(self) -> None:
         self.answers, self.refused, self.escalated = 0, Tally(), Tally()
+        self.tallies = {"refusals": self.refused, "escalations": self.escalated}
 
     def see(self, row: Row) -> None:
         answer = row.answer
