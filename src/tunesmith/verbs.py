@@ -49,7 +49,7 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
 
 
 def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
-    """`prepare`, and the data card drawn: `{..., card, packing}`."""
+    """`prepare`, and the data card drawn: `{..., card, packing, diversity}`."""
     from tunesmith.data.card import packing, write_card
     from tunesmith.recipe.load import load
 
@@ -57,7 +57,7 @@ def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
     dataset, tokenizer = _dataset(recipe, say)
     return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
             "findings": dataset.manifest["findings"], "packing": packing(dataset, loaded.recipe),
-            "card": str(write_card(dataset, loaded.recipe, tokenizer))}
+            "diversity": dataset.manifest["diversity"], "card": str(write_card(dataset, loaded.recipe, tokenizer))}
 
 
 def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:

@@ -45,7 +45,7 @@ def card(dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
     return {
         "name": recipe.name, "id": dataset.id, "base": recipe.base, "counts": manifest["counts"], "parts": parts, "top": top,
         "limit": recipe.data.max_tokens, "findings": sorted(manifest["findings"], key=lambda f: RANK[f["severity"]]),
-        "statistics": manifest["statistics"], "text": manifest["text"],
+        "statistics": manifest["statistics"], "diversity": manifest["diversity"], "text": manifest["text"],
         "mix": manifest["mix"], "packing": packing(dataset, recipe), "system": manifest["system"],
         "samples": [_sample(dataset, tokenizer, i) for i in _evenly(len(dataset.tokens(TRAIN)), SAMPLES)],
         "sources": manifest["sources"], "inputs": manifest["inputs"],

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data import quality, style
+from tunesmith.data import diversity, quality, style
 from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
@@ -133,8 +133,10 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     numbers, shares = mix_all(train, config.mix, seed)
     train = Chosen(train, numbers)
     findings += audit(train, held_out | evals, config.dedup.near)
-    survey = quality.survey(train)
-    findings += [*survey.findings, *filter(None, [quality.size_advice(len(train))])]
+    sample = diversity.Sample()
+    survey = quality.survey(sample.through(train))
+    varied = diversity.diversity(sample)
+    findings += [*survey.findings, *diversity.findings(varied), *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
     parts = {part: _render_all(part, rows, tokenizer, config, staging, dropped)
              for part, rows in {TRAIN: train, **held_out}.items()}
@@ -144,7 +146,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
-            "statistics": survey.statistics.as_dict(), "system": system,
+            "statistics": survey.statistics.as_dict(), "diversity": varied, "system": system,
             "text": style.text_card(_named(sources.train, loaded)) if is_text(sources.train[0]) else None,
             "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
