@@ -3,6 +3,7 @@
 pytest tests/cli/test_import.py
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def test_people_read_what_has_no_equal_and_what_comes_next(command, tmp_path):
     assert f"no equal: {FIXTURES / 'llamafactory_qlora.yaml'}:2: quantization_bit" in done.stdout
 
 
-@pytest.mark.parametrize("content, words", [("", "empty"), ("- a", "a list"), ("a: [", "not valid YAML"), ("seed: 1", "not clear"),
+@pytest.mark.parametrize("content, words", [("", "empty"), ("- a", "a list"), ("a: [", "not valid YAML"), ("seed: 1",
+                                                                                                           "not clear"),
                                             ("base_model: a/b\nrl: dpo\n", "cannot become a recipe")])
 def test_bad_files_are_exit_code_2(cli, tmp_path, content, words):
     (tmp_path / "f.yaml").write_text(content)
@@ -55,9 +57,10 @@ def test_a_file_that_is_not_there_and_one_that_would_be_overwritten(command, tmp
 
 def test_an_imported_recipe_is_taken_by_check(command, tiny_base, tmp_path):
     """With a base and rows that are there, what was imported is ready or says why not, as any recipe."""
-    rows = "".join('{"instruction": "Say %d", "output": "It is %d."}\n' % (n, n) for n in range(40))
-    (tmp_path / "rows.jsonl").write_text(rows)
-    (tmp_path / "a.yaml").write_text(f"base_model: {tiny_base}\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n"
+    rows = [{"instruction": f"Say {n}", "output": f"It is {n}."} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "a.yaml").write_text(f"base_model: {tiny_base}\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: "
+                                     f"true\n"
                                      f"datasets:\n- {{path: {tmp_path}/rows.jsonl, type: alpaca}}\nval_set_size: 0.2\n"
                                      "learning_rate: 1e-3\nsequence_len: 256\nsample_packing: true\n")
     made = command("import", tmp_path / "a.yaml", "--out", tmp_path / "r.yaml", "--json", check=0).json

@@ -20,7 +20,8 @@ from tunesmith.recipe.schema import Method, Objective, Train
 
 FIXTURES = Path(__file__).parent / "foreign"
 FILES = sorted(FIXTURES.glob("*.yaml"))
-AXOLOTL = {"base_model": "owner/name", "learning_rate": 1e-4, "adapter": "lora", "datasets": [{"path": "a/b", "type": "alpaca"}]}
+AXOLOTL = {"base_model": "owner/name", "learning_rate": 1e-4, "adapter": "lora", "datasets": [{"path": "a/b",
+                                                                                               "type": "alpaca"}]}
 LLAMA = {"model_name_or_path": "owner/name", "stage": "sft", "finetuning_type": "lora", "dataset": "x", "dataset_dir": "none"}
 
 
@@ -164,7 +165,8 @@ def test_warmup_steps_are_a_share_only_when_the_steps_are_known(bring):
 
 
 @pytest.mark.parametrize("tool, name, ours, warmup", [
-    (AXOLOTL, "cosine", "cosine", 0.03), (AXOLOTL, "constant_with_warmup", "constant", 0.03), (AXOLOTL, "constant", "constant", 0.0),
+    (AXOLOTL, "cosine", "cosine", 0.03), (AXOLOTL, "constant_with_warmup", "constant", 0.03), (AXOLOTL, "constant", "constant",
+                                                                                               0.0),
     (AXOLOTL, None, "cosine", 0.03), (LLAMA, None, "linear", 0.0), (LLAMA, "linear", "linear", 0.0),
 ])
 def test_schedules_and_the_defaults_of_each_tool(bring, tool, name, ours, warmup):
@@ -176,7 +178,8 @@ def test_defaults_that_differ_from_ours_are_written_out(bring):
     recipe, made = bring(LLAMA, packing=True)
     assert (recipe.train.learning_rate, recipe.train.epochs, recipe.train.seed, recipe.data.max_tokens) == (5e-5, 3, 42, 2048)
     assert (recipe.method.rank, recipe.method.alpha, recipe.train.tokens_per_step) == (8, 16.0, 8 * 2048)
-    assert all("default" in a["why"] for a in made["added"] if a["to"] in ("train.learning_rate", "train.epochs", "method.rank"))
+    assert all("default" in a["why"] for a in made["added"] if a["to"] in ("train.learning_rate", "train.epochs",
+                                                                           "method.rank"))
     recipe, _ = bring(AXOLOTL)
     assert (recipe.train.epochs, recipe.data.max_tokens, recipe.data.on_overflow) == (1, 512, "drop")
 
@@ -185,7 +188,8 @@ def test_defaults_that_differ_from_ours_are_written_out(bring):
     ({"train_on_inputs": False}, "ignored", "train_on_inputs"), ({"train_on_inputs": True}, "unsupported", "train_on_inputs"),
     ({"adam_beta2": 0.999}, "ignored", "adam_beta2"), ({"adam_beta2": 0.95}, "unsupported", "adam_beta2"),
     ({"optimizer": "adamw_bnb_8bit"}, "ignored", "optimizer"), ({"optimizer": "muon"}, "unsupported", "optimizer"),
-    ({"chat_template": "tokenizer_default"}, "ignored", "chat_template"), ({"chat_template": "chatml"}, "unsupported", "chat_template"),
+    ({"chat_template": "tokenizer_default"}, "ignored", "chat_template"), ({"chat_template": "chatml"}, "unsupported",
+                                                                           "chat_template"),
     ({"special_tokens": {"pad_token": "<p>"}}, "ignored", "special_tokens"),
     ({"special_tokens": {"eos_token": "<e>"}}, "unsupported", "special_tokens"),
     ({"save_strategy": "epoch"}, "unsupported", "save_strategy"), ({"save_steps": 10}, "mapped", "save_steps"),
@@ -220,6 +224,15 @@ def test_an_unknown_key_gets_the_nearest_name_and_its_line(bring, tmp_path):
     assert told["fix"] == "did you mean 'lora_target_linear'?" and told["where"] == f"{tmp_path / 'theirs.yaml'}:7"
 
 
+@pytest.mark.parametrize("key, nearest", [("modules_to_save", "lora_modules_to_save"), ("target_modules",
+                                                                                        "lora_target_modules"),
+                                          ("num_train_epochs", "num_epochs"), ("base_model_name_or_path", "base_model")])
+def test_a_key_of_another_file_gets_the_nearest_name(bring, key, nearest):
+    """Keys of adapter_config.json and of the other tool, put into axolotl's file by mistake."""
+    _, made = bring(AXOLOTL, **{key: "x"})
+    assert entry(made, "unsupported", key)["fix"] == f"did you mean {nearest!r}?"
+
+
 @pytest.mark.parametrize("dataset, train, form", [
     ({"path": "o/n", "type": "chat_template"}, "hf:o/n:train", "openai"),
     ({"path": "o/n", "split": "test", "revision": "abc", "type": "alpaca"}, "hf:o/n@abc:test", "alpaca"),
@@ -227,7 +240,8 @@ def test_an_unknown_key_gets_the_nearest_name_and_its_line(bring, tmp_path):
     ({"path": "json", "data_files": "x.jsonl", "type": "sharegpt"}, "x.jsonl", "sharegpt"),
     ({"path": "o/n", "type": "chat_template", "field_messages": "conversations", "message_field_role": "from",
       "message_field_content": "value"}, "hf:o/n:train", "sharegpt"),
-    ({"path": "o/n", "type": {"field_instruction": "prompt", "field_output": "completion"}}, "hf:o/n:train", "prompt_completion"),
+    ({"path": "o/n", "type": {"field_instruction": "prompt", "field_output": "completion"}}, "hf:o/n:train",
+     "prompt_completion"),
     ({"path": "./rows.parquet", "type": "completion"}, "rows.parquet", "auto"),
 ])
 def test_where_rows_are_and_how_they_look(bring, dataset, train, form):
@@ -245,6 +259,28 @@ def test_paths_are_found_from_here_then_beside_the_file_then_above_it(tmp_path, 
     monkeypatch.chdir(tmp_path / "elsewhere")
     made = import_recipe(file, out=tmp_path / "recipes" / "r.yaml")
     assert load(made["recipe"]).recipe.data.train == "../data/r.jsonl"
+
+
+def test_a_base_that_is_here_is_named_by_its_path_and_any_other_as_it_is(bring, tmp_path):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert bring(AXOLOTL, base_model="models/mine")[0].base == "models/mine", "a directory without a model is not one"
+    assert bring(AXOLOTL, base_model="owner/name", model_revision="v1")[0].base == "owner/name@v1"
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    bring(AXOLOTL, base_model="models/mine")
+    made = import_recipe(tmp_path / "theirs.yaml", out=tmp_path / "deep" / "r.yaml")
+    assert load(made["recipe"]).recipe.base == "../models/mine"
+
+
+@pytest.mark.parametrize("given, name", [("saves/qwen3-4b/lora/sft", "lora-sft"), ("./outputs/My Run_2/", "my-run-2"),
+                                         ("/", "theirs"), ("x" * 60, "x" * 40), ("./", "theirs"), ("a/b", "a-b")])
+def test_a_name_from_the_output_directory(bring, given, name):
+    assert bring(AXOLOTL, output_dir=given)[0].name == name
+
+
+def test_roles_that_are_read_anyway_need_no_word(bring):
+    for roles, where in (({"user": ["human"], "assistant": ["gpt"]}, "ignored"), ({"user": ["client"]}, "unsupported")):
+        _, made = bring(AXOLOTL | {"datasets": [{"path": "a/b", "type": "chat_template", "roles": roles}]})
+        assert entry(made, where, "datasets[0].roles")
 
 
 def test_a_secret_does_not_stand_in_the_report(bring):
@@ -275,10 +311,11 @@ def test_all_mistakes_are_told_at_once(bring):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "empty"), (b"# nothing\n", "empty"), (b"- a\n- b\n", "a list"), (b"just text", "one value"), (b"a: [1\n", "not valid YAML"),
+    (b"", "empty"), (b"# nothing\n", "empty"), (b"- a\n- b\n", "a list"), (b"just text", "one value"), (b"a: [1\n",
+                                                                                                        "not valid YAML"),
     (b"\xff\xfe\x00", "cannot be read"), (b"seed: " + b"9" * 5000, "not valid YAML"), (b"a: &x [*x]\nb: 1\n", "neither"),
     (b"name: a\nbase: b\ndata: {train: c}\n", "a recipe already"), (b"colour: red\n", "neither"), (b"seed: 1\n", "not clear"),
-    (b"base_model: a\nbase_model: b\n", "given twice"), (b"model: a/b\ntrain_dataset: x.yaml\n", "neither"),
+    (b"base_model: a\nbase_model: b\n", "given twice"), (b"model: a/b\ntrain_dataset: x.yaml\n", "version 1"),
     (b"? [a, b]\n: 1\n", "not valid YAML"), (b"[" * 3000, "not valid YAML"),
 ])
 def test_a_file_that_is_none_is_told_what_where_and_what_to_do(tmp_path, content, words):

@@ -23,18 +23,63 @@ from tunesmith.recipe.load import parse
 FILES = sorted((Path(__file__).parent / "foreign").glob("*.yaml"))
 NESTED = ("datasets", "test_datasets")
 NEEDED = {
-    "axolotl": {"base_model": "owner/name", "learning_rate": 1e-4, "adapter": "lora", "datasets": [{"path": "a/b", "type": "alpaca"}]},
+    "axolotl": {"base_model": "owner/name", "learning_rate": 1e-4, "adapter": "lora", "datasets": [{"path": "a/b",
+                                                                                                    "type": "alpaca"}]},
     "llamafactory": {"model_name_or_path": "owner/name", "dataset": "x", "stage": "sft"},
 }
 SCALARS = st.one_of(
-    st.sampled_from([None, True, False, 0, 1, 2, 64, -1, 0.1, 1e-4, 1.5, 10**30, float("inf"), float("nan"), "", "auto", "cosine",
-                     "constant", "none", "epoch", "no", "steps", "lora", "sft", "2e-4", "a, b", "./x", "owner/name", "~", "é\x85\u2028",
+    st.sampled_from([None, True, False, 0, 1, 2, 64, -1, 0.1, 1e-4, 1.5, 10**30, float("inf"), float("nan"), "", "auto",
+                     "cosine",
+                     "constant", "none", "epoch", "no", "steps", "lora", "sft", "2e-4", "a, b", "./x", "owner/name", "~",
+                     "é\x85\u2028",
                      "# x", "a: b", "{{ x }}"]),
     st.text(max_size=8), st.integers(), st.floats())
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
+                                                                                           max_size=3),
                       max_leaves=5)
-DATASET = st.dictionaries(st.sampled_from(["path", "type", "split", "data_files", "field_messages", "revision", "roles_to_train", "shards",
-                                           "chat_template", "message_property_mappings", "ds_type", "nonsense"]), VALUES, max_size=5)
+DATASET = st.dictionaries(st.sampled_from(["path", "type", "split", "data_files", "field_messages", "revision",
+                                           "roles_to_train", "shards",
+                                           "chat_template", "message_property_mappings", "ds_type", "nonsense"]), VALUES,
+                          max_size=5)
+SHARED = {
+    "gradient_accumulation_steps": [1, 4, "8"], "max_steps": [-1, 100, 1000], "warmup_steps": [0, 0.1, 10, 100],
+    "warmup_ratio": [0, 0.03, "0.1"], "learning_rate": [1e-4, "2e-5"], "weight_decay": [0, 0.01], "max_grad_norm": [0, 0.3,
+                                                                                                                    1.0],
+    "save_steps": [0, 0.25, 50], "eval_steps": [0.1, 20], "save_strategy": ["no", "steps", "epoch", "best", False],
+    "eval_strategy": ["no", "steps", "epoch", False], "save_total_limit": [1, 3], "seed": [0, 42], "lora_dropout": [0, 0.05],
+    "lora_alpha": [8, 16.0, "32"], "adam_beta1": [0.9, 0.8], "adam_epsilon": [1e-8, "1e-6"], "output_dir": ["./out/Run_1",
+                                                                                                            "~/x", "..."],
+}
+USUAL = {
+    "axolotl": SHARED | {
+        "adapter": ["lora", "qlora", None], "lora_r": [8, "16"], "peft_use_rslora": [True, False], "load_in_4bit": [True,
+                                                                                                                    False],
+        "lora_target_linear": [True, False], "lora_target_modules": [["q_proj"], "q_proj,v_proj", "all-linear",
+                                                                     "^model.*q_proj$"],
+        "lora_modules_to_save": [["lm_head"]], "micro_batch_size": [1, 8], "sample_packing": [True, False],
+        "sequence_len": [512, 4096],
+        "excess_length_strategy": ["drop", "truncate", "raise"], "num_epochs": [1, 2.5, "3"], "val_set_size": [0, 0.05, 10],
+        "lr_scheduler": ["cosine", "linear", "constant", "rex", "polynomial"], "optimizer": ["adamw_torch", "paged_adamw_8bit",
+                                                                                             "muon"],
+        "chat_template": ["tokenizer_default", "llama3", "jinja"], "chat_template_jinja": ["t.jinja", "{{ m }}\n" * 3],
+        "special_tokens": [{"pad_token": "x"}, {"bos_token": "y"}], "wandb_project": ["p"],
+        "mlflow_tracking_uri": ["sqlite:///a.db"],
+        "model_revision": ["main"], "revision_of_model": ["v1"], "tokenizer_config": ["owner/name", "owner/other"],
+        "rl": [None],
+        "float32": [True, False], "test_datasets": [[{"path": "a/c", "split": "test", "type": "chat_template"}]],
+        "datasets": [[{"path": "a/b", "type": "alpaca"}, {"path": "./r.jsonl", "type": "completion"}],
+                     [{"path": "s3://b/r.json"}]]},
+    "llamafactory": SHARED | {
+        "finetuning_type": ["lora", "full", "freeze"], "lora_rank": [8, 64], "use_rslora": [True, False],
+        "lora_target": ["all", "q,v", ["q"]], "additional_target": ["lm_head"], "per_device_train_batch_size": [1, 8],
+        "packing": [True, False], "neat_packing": [True, False], "cutoff_len": [512, 4096], "num_train_epochs": [1, 2.5],
+        "val_size": [0, 0.1, 20], "lr_scheduler_type": ["cosine", "linear", "constant", "cosine_with_restarts", "inverse_sqrt"],
+        "optim": ["adamw_torch", "adafactor"], "template": ["default", "qwen3"], "max_samples": [10],
+        "report_to": ["none", "wandb", ["mlflow"], "all"], "project": ["p"], "dataset_dir": ["ONLINE", "none"],
+        "dataset": ["a,b", ["a"], "owner/set"], "eval_dataset": ["c"], "model_revision": ["main", "v1"], "max_new_tokens": [64],
+        "do_train": [True], "stage": ["sft"]},
+}
+"""Values that people write. Whatever they combine, it is a recipe."""
 
 
 def keys_of(values: dict[str, Any]) -> Counter:
@@ -81,6 +126,26 @@ def test_any_values_of_known_keys_give_a_recipe_or_mistakes_with_lines(name, dat
     json.dumps(made, allow_nan=False).encode()
     assert accounted(made) == keys_of(values)
     assert all(u["why"] and u["consequence"] and u["fix"] for u in made["unsupported"])
+
+
+@pytest.mark.parametrize("name", TOOLS)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_usual_values_always_become_a_recipe(name, data, tmp_path):
+    more = data.draw(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in USUAL[name].items()}))
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(NEEDED[name] | more, sort_keys=False), encoding="utf-8")
+    made = import_recipe(path, tool=name)
+    parse(made["recipe"])
+    assert accounted(made) == keys_of(NEEDED[name] | more)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_usual_values_are_tried_for_every_key_that_a_recipe_has_a_word_for(name):
+    keys = {k for k, r in TOOLS[name].rules().items() if isinstance(r, Joint | Copy)}
+    seldom = {"reward_model", "process_reward_model", "pretraining_dataset", "base_model", "base_model_config", "load_in_8bit",
+              "adam_beta2", "mlflow_experiment_name", "model_name_or_path"}
+    assert keys - seldom == USUAL[name].keys()
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -215,7 +215,7 @@ COPIES = {
 JOINTS = (
     Joint("rl reward_model process_reward_model pretraining_dataset", "",
           "supervised fine-tuning only; anything else is an error", what_is_trained),
-    Joint("output_dir", "name", "its last part, else the file's name", lambda ledger: shared.run_name(ledger, "output_dir")),
+    Joint("output_dir", "name", "its last parts, else the file's name", lambda ledger: shared.run_name(ledger, "output_dir")),
     Joint("base_model model_revision revision_of_model base_model_config tokenizer_config", "base",
           "name@revision, or the path of a directory", model),
     Joint("datasets test_datasets", "data.train, data.test, data.format",

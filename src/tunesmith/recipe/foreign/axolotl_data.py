@@ -27,6 +27,9 @@ SAME = {"roles_to_train": (["assistant"], ["assistant", "gpt"]), "train_on_eos":
         "drop_system_message": (False,), "trust_remote_code": (False,), "field_tools": ("tools",), "field_system": ("system",),
         "field_thinking": ("reasoning_content",), "template_thinking_key": ("reasoning_content",), "field": ("text",)}
 """Values with which a field of a dataset says what a recipe does anyway."""
+ROLES = {"system": {"system", "developer"}, "user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"},
+         "tool": {"tool", "observation", "function"}}
+"""Names of roles in rows that are read without being told."""
 SKIPPED = {"preprocess_shards": "how data is loaded", "num_proc": "how data is loaded"}
 FIELDS: dict[str, tuple[str, str]] = {
     "name": ("one configuration of the hub dataset is taken", "name its files: hf:owner/name:GLOB"),
@@ -146,6 +149,8 @@ def _account(ledger: Ledger, key: str, i: int, entry: dict[str, Any], to: str, v
             ledger.refuses(at, "rows of this shape are read", "the recipe reads rows of another shape, or none", RENAME)
         elif any(given is s or (not isinstance(s, bool) and given == s) for s in SAME.get(name, ())) or given is False:
             ledger.ignores(at, "as here")
+        elif name == "roles" and _known_roles(given):
+            ledger.ignores(at, "these names are read anyway")
         elif name in SKIPPED:
             ledger.ignores(at, SKIPPED[name])
         elif name in ("chat_template", "chat_template_jinja") and given == "tokenizer_default":
@@ -153,3 +158,9 @@ def _account(ledger: Ledger, key: str, i: int, entry: dict[str, Any], to: str, v
         else:
             why, fix = FIELDS.get(name, ("rows are read in a way that a recipe has no word for", RENAME))
             ledger.refuses(at, why, "the recipe reads the rows without it", fix)
+
+
+def _known_roles(given: Any) -> bool:
+    """Whether `{role: [its names in the rows]}` says what is read anyway."""
+    return isinstance(given, dict) and all(isinstance(names, list) and set(map(str, names)) <= ROLES.get(str(role), set())
+                                           for role, names in given.items())

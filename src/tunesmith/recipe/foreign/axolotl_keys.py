@@ -50,7 +50,7 @@ SKIPPED = (
     Skip("model_type type_of_model cls_model_config tokenizer_type tokenizer_use_fast tokenizer_legacy "
          "tokenizer_save_jinja_files processor_type processor_kwargs is_falcon_derived_model is_llama_derived_model "
          "is_mistral_derived_model is_qwen_derived_model", "the kind of model and tokenizer is read from the base"),
-    Skip("strict capabilities env_capabilities axolotl_config_path total_num_tokens total_supervised_tokens plugins",
+    Skip("strict debug capabilities env_capabilities axolotl_config_path total_num_tokens total_supervised_tokens plugins",
          "of axolotl itself; what a plugin does is said by the plugin's own keys"),
     Skip("generate_samples num_generation_samples generation_max_new_tokens generation_temperature generation_top_p "
          "generation_top_k generation_prompt_ratio generation_do_sample eval_table_size eval_max_new_tokens",

@@ -128,12 +128,12 @@ class Ledger:
         for key, value in self.given.items():
             rule = rules.get(key)
             if rule is None:
-                near = difflib.get_close_matches(key, rules, n=1, cutoff=0.6)
+                near = nearest(key, list(rules))
                 self.unsupported.append({
                     "key": key, "value": told(key, value), "line": self.line(key), "where": self.where(key), "instead": None,
                     "why": f"{self.tool.title} {self.tool.version} has no such key",
                     "consequence": "it says nothing to the recipe",
-                    "fix": f"did you mean {near[0]!r}?" if near else "take it out, or set what it meant in the recipe by hand"})
+                    "fix": f"did you mean {near!r}?" if near else "take it out, or set what it meant in the recipe by hand"})
             elif unset(value):
                 self.ignored.append({"key": key, "value": None, "line": self.line(key), "why": NOT_SET})
             elif isinstance(rule, Copy):
@@ -159,6 +159,13 @@ class Ledger:
 
 class Stop(Exception):
     """A rule met a value it cannot read, and has said so."""
+
+
+def nearest(key: str, known: list[str]) -> str | None:
+    """The known name most like it; one that it holds, or that holds it, before others."""
+    kin = [k for k in known if min(len(k), len(key)) > 5 and (k in key or key in k)]
+    found = difflib.get_close_matches(key, kin, n=1, cutoff=0) or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return found[0] if found else None
 
 
 def told(key: Key, value: Any) -> Any:

@@ -105,7 +105,7 @@ COPIES = {
 }
 JOINTS = (
     Joint("stage do_train", "objective.type", "supervised fine-tuning only; anything else is an error", what_is_trained),
-    Joint("output_dir", "name", "its last part, else the file's name", lambda ledger: shared.run_name(ledger, "output_dir")),
+    Joint("output_dir", "name", "its last parts, else the file's name", lambda ledger: shared.run_name(ledger, "output_dir")),
     Joint("model_name_or_path model_revision", "base", "name@revision, or the path of a directory", model),
     Joint("dataset eval_dataset dataset_dir", "data.train, data.test, data.format",
           "dataset_info.json says where the rows are and how they look; it is looked for in dataset_dir, from here and from "
@@ -137,6 +137,6 @@ JOINTS = (
 TOOL = Tool(name="llamafactory", title="LLaMA-Factory", version="0.9.5", copies=COPIES, joints=JOINTS, no_equal=NO_EQUAL,
             skipped=SKIPPED, signs=frozenset([
                 "model_name_or_path", "stage", "finetuning_type", "dataset", "dataset_dir", "template", "cutoff_len",
-                "lora_target", "lora_rank", "num_train_epochs", "per_device_train_batch_size", "val_size", "do_train", "lr_scheduler_type",
-                "quantization_bit", "max_samples", "overwrite_cache", "plot_loss", "preprocessing_num_workers", "eval_dataset",
-                "adapter_name_or_path"]))
+                "lora_target", "lora_rank", "num_train_epochs", "per_device_train_batch_size", "val_size", "do_train",
+                "lr_scheduler_type", "quantization_bit", "max_samples", "overwrite_cache", "plot_loss", "eval_dataset",
+                "preprocessing_num_workers", "adapter_name_or_path"]))

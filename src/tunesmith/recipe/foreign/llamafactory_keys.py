@@ -18,6 +18,10 @@ SKIPPED = (
          "use_cpu use_mca use_hyper_parallel hyper_parallel_args ray_init_kwargs ray_run_name ray_storage_path "
          "resources_per_worker placement_strategy master_addr master_port device_map no_cuda full_determinism",
          shared.ONE_DEVICE),
+    Skip("tensor_model_parallel_size pipeline_model_parallel_size expert_model_parallel_size sequence_parallel "
+         "bias_activation_fusion apply_rope_fusion use_distributed_optimizer overlap_param_gather overlap_grad_reduce "
+         "moe_grouped_gemm moe_token_dispatcher_type recompute_granularity fsdp_transformer_layer_cls_to_wrap",
+         shared.ONE_DEVICE),
     Skip("pure_bf16 bf16_full_eval fp16_full_eval compute_dtype infer_dtype", shared.PRECISION),
     Skip("streaming buffer_size overwrite_cache preprocessing_batch_size preprocessing_num_workers tokenized_path "
          "data_shared_file_system dataloader_persistent_workers dataloader_multiprocessing_context dataloader_in_order "

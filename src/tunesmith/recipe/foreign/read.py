@@ -63,6 +63,9 @@ def detect(given: dict[str, Any], tools: dict[str, Tool], path: Path, named: str
     first, second = sorted(tools, key=lambda n: score[n], reverse=True)
     if {"base", "data"} <= given.keys():
         raise RecipeError("this is a recipe already", where=str(path), fix=f"tunesmith check {path}")
+    if {"model", "train_dataset"} <= given.keys():
+        raise RecipeError("this is a file of LLaMA-Factory's version 1, whose keys are others", where=str(path),
+                          fix="import a file with model_name_or_path and dataset, or write a recipe: `tunesmith init DIR`")
     if score[first] == score[second] or not alone[first]:
         none = not any(s for pair in score.values() for s in pair)
         some = "', '".join([str(k)[:40] for k in given][:5])

@@ -18,6 +18,10 @@ from tunesmith.recipe.foreign.rules import NoEqual, Skip, count, flag, names, nu
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant", "constant": "constant"}
 NEAREST = {"polynomial": "linear", "inverse_sqrt": "constant"}
+ABOVE = 3
+"""Directories above the file in which its data is looked for."""
+SHORT = 6
+"""Letters below which a name gets the directory above it too."""
 NO_TRAINING_TEXT = "a recipe trains the answers of rows (objective.type: sft)"
 
 
@@ -54,8 +58,8 @@ def steps(ledger: Ledger, batch: Batch) -> None:
             ledger.refuses(
                 key, f"a step there is {said} = {rows * accumulation} rows, and here a number of tokens",
                 "the recipe's tokens_per_step is the default, which may be many more or fewer rows",
-                f"set train.tokens_per_step to {rows * accumulation} x the mean tokens of a row: `tunesmith data audit` tells "
-                f"it")
+                f"set train.tokens_per_step to {rows * accumulation} x the mean tokens of a row: `tunesmith data prepare` "
+                "prints rows and tokens")
         ledger.adds("train.tokens_per_step", 4096, f"SET THIS to {rows * accumulation} x the mean tokens of a row: the data "
                     "could not be read")
         return
@@ -203,10 +207,10 @@ def optimizer(ledger: Ledger, key: str) -> None:
 
 def model_path(ledger: Ledger, given: str) -> str:
     """A base as the recipe writes it: a directory that is there by its path, a hub id as it is."""
-    looks_local = given.startswith((".", "/", "~")) or given.count("/") > 1
     found = find(ledger, given)
-    return relative(ledger, found) if found and (looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", given)) else (
-        relative(ledger, Path.cwd() / Path(given).expanduser()) if looks_local else given)
+    if given.startswith((".", "/", "~")) or given.count("/") > 1:
+        return relative(ledger, found or Path.cwd() / Path(given).expanduser())
+    return relative(ledger, found) if found and (found.suffix == ".gguf" or (found / "config.json").is_file()) else given
 
 
 def find(ledger: Ledger, given: str) -> Path | None:
@@ -214,7 +218,7 @@ def find(ledger: Ledger, given: str) -> Path | None:
     first, then beside the file, then above it."""
     path = Path(given).expanduser()
     here = ledger.path.absolute().parent
-    for folder in (Path.cwd(), here, *here.parents):
+    for folder in (Path.cwd(), here, *list(here.parents)[:ABOVE]):
         try:
             if (folder / path).exists():
                 return folder / path
@@ -233,10 +237,17 @@ def relative(ledger: Ledger, path: Path) -> str:
 def run_name(ledger: Ledger, key: str) -> None:
     """A recipe's name from the output directory, else from the file's own name."""
     given = ledger.get(key, text)
-    source = Path(given).name if given else ledger.path.stem
-    name = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[:40].strip("-") or "imported"
-    ledger.maps(key, "name", name, "its last part; runs, adapters and checkpoints go to TUNESMITH_HOME")
+    parts = [p for p in Path(given).parts if re.search(r"\w", p)] if given else []
+    name = ""
+    while len(name) < SHORT and parts:  # "sft" alone says little: "lora-sft"
+        name = f"{_slug(parts.pop())}-{name}".strip("-")
+    name = (name or _slug(ledger.path.stem))[:40].strip("-") or "imported"
+    ledger.maps(key, "name", name, "from its last parts; runs, adapters and checkpoints go to TUNESMITH_HOME")
     ledger.adds("name", name, f"the name of {ledger.path.name}")
+
+
+def _slug(given: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")
 
 
 def judging(ledger: Ledger) -> None:
