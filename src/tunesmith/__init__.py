@@ -19,6 +19,7 @@ from tunesmith.verbs import (
     convert_data,
     diff_data,
     evaluate,
+    import_recipe,
     init,
     prepare,
     promote,
@@ -36,6 +37,6 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "convert_data", "diff_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run",
-    "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
+    "audit", "check", "convert_data", "diff_data", "evaluate", "import_recipe", "init", "prepare", "promote", "release",
+    "rollback", "run", "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
 ]

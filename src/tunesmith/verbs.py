@@ -193,6 +193,13 @@ def init(directory: str | Path, *, example: str = "addresses") -> dict:
     return copy(example, Path(directory))
 
 
+def import_recipe(file: str | Path, *, out: str | Path | None = None, tool: str | None = None) -> dict:
+    """A YAML of axolotl or LLaMA-Factory as a recipe: `{recipe, source, mapped[], unsupported[], ignored[], added[]}`."""
+    from tunesmith.recipe.foreign.convert import import_recipe as convert
+
+    return convert(file, out=out, tool=tool)
+
+
 def _dataset(recipe: str | Path, say: Say):
     from tunesmith.data.prepare import prepare as prepare_data
     from tunesmith.models.base import resolve
