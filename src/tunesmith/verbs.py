@@ -76,7 +76,7 @@ def convert_data(source: str | list[str], target: str | Path, to: str) -> dict:
 
 def curate_data(recipe: str | Path, out: str | Path, *, rows: int | None = None, folds: int = 2, say: Say = _silent) -> dict:
     """Rows to propose and rows to suspect, in the new directory `out`: `{path, recipe, page, dataset_id, rows, proposed,
-    suspects, threshold{value, typical, wrong, power}, why, worst[{where, score, reason}]}`.
+    suspects, threshold{value, typical, wrong, power}, why, warning, worst[{where, score, reason}]}`.
 
     Raises:
         UsageError: `out` is there already.

@@ -93,7 +93,9 @@ def test_without_a_number_all_that_are_above_suspicion_are_proposed():
     scores = [0.1] * 30 + [3.0] * 4
     judged = judge(some_rows(34), scores, scores, [0] * 34, threshold(scores, [2.0] * 10))
     assert judged.chosen == list(range(30)) and judged.suspects == [30, 31, 32, 33]
-    assert "times what a typical row does" in judged.reason(30)
+    assert "times what a typical row does" in judged.reason(30) and judged.warning is None
+    half = [0.1] * 30 + [3.0] * 30
+    assert "50% of the rows are suspect" in judge(some_rows(60), half, half, [0] * 60, threshold(half, [2.0] * 10)).warning
 
 
 # ---- who is suspected ------------------------------------------------------------------------------------------------

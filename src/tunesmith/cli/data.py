@@ -107,8 +107,9 @@ def curate(
     lines = [f"suspect: {w['where']}  {w['reason']}" for w in made["worst"]]
     if made["suspects"] > len(made["worst"]):
         lines.append(f"and {made['suspects'] - len(made['worst']):,} more: see scores.jsonl")
-    emit(made, as_json, [*lines, made["why"], f"{made['rows']:,} rows: {made['suspects']:,} suspect, {made['proposed']:,} "
-                         f"proposed", f"page  {made['page']}", f"next: tunesmith run {made['recipe']}"])
+    lines += [made["why"], *filter(None, [made["warning"]]), f"page  {made['page']}", f"next: tunesmith run {made['recipe']}",
+              f"{made['rows']:,} rows: {made['suspects']:,} suspect, {made['proposed']:,} proposed"]
+    emit(made, as_json, lines)
 
 
 def _row_lines(row: dict, ids: bool) -> list[str]:

@@ -36,6 +36,8 @@ POSITION = 0.6
 """Of the threshold, on the way from what typical rows cost to what wrong ones do, in logarithms."""
 POWER = 0.9
 """Share of the rows wrong on purpose that the threshold must find, or it is not used."""
+MANY = 1 / 3
+"""Share of suspects from which the rest is to be mistrusted too."""
 FLOOR = 1e-6
 """Nats; smaller means are not told apart."""
 
@@ -81,6 +83,14 @@ class Judged:
     def suspects(self) -> list[int]:
         """The most suspicious first."""
         return [i for i in self.worst_first() if self.verdicts[i] == SUSPECT]
+
+    @property
+    def warning(self) -> str | None:
+        """Noise that many rows share is learned from them: it is not found, and is a larger part of what is proposed."""
+        share = len(self.suspects) / len(self.verdicts)
+        return None if share < MANY else (
+            f"{share:.0%} of the rows are suspect. Noise that agrees with itself is not found this way, and dropping the rest "
+            "of the noise makes it a larger part: read some of the proposed rows before you train on them.")
 
     def worst_first(self) -> list[int]:
         return sorted(range(len(self.scores)), key=lambda i: (-self.scores[i], i))

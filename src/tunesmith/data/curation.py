@@ -153,4 +153,5 @@ def view(loaded: Loaded, dataset: Dataset, judged: Judged, runs_of: Callable[[in
              for i in worst]
     return {"name": loaded.recipe.name, "base": loaded.recipe.base, "dataset": dataset.id, "rows": len(rows),
             "suspects": len(judged.suspects), "proposed": len(judged.chosen), "folds": len(set(judged.folds)), "shown": shown,
-            "threshold": judged.threshold.value, "why": judged.threshold.why, "histogram": judged.histogram(BINS)}
+            "threshold": judged.threshold.value, "why": judged.threshold.why, "warning": judged.warning,
+            "histogram": judged.histogram(BINS)}

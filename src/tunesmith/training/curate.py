@@ -41,5 +41,5 @@ def curate(recipe: str | Path, out: Path, count: int | None, folds: int, say: Ca
     curation.write(folder, loaded, dataset, records, judged, pieces)
     return {"path": str(folder), "recipe": str(folder / curation.RECIPE), "page": str(folder / curation.PAGE),
             "dataset_id": dataset.id, "rows": len(rows), "proposed": len(judged.chosen), "suspects": len(judged.suspects),
-            "threshold": asdict(judged.threshold), "why": judged.threshold.why,
+            "threshold": asdict(judged.threshold), "why": judged.threshold.why, "warning": judged.warning,
             "worst": [judged.record(i, rows[i].where) for i in judged.suspects[:SHOWN_WORST]]}
