@@ -74,6 +74,19 @@ def convert_data(source: str | list[str], target: str | Path, to: str) -> dict:
     return convert(source, target, to)
 
 
+def curate_data(recipe: str | Path, out: str | Path, *, rows: int | None = None, folds: int = 2, say: Say = _silent) -> dict:
+    """Rows to propose and rows to suspect, in the new directory `out`: `{path, recipe, page, dataset_id, rows, proposed,
+    suspects, threshold{value, typical, wrong, power}, why, warning, worst[{where, score, reason}]}`.
+
+    Raises:
+        UsageError: `out` is there already.
+        DataError: too few rows to be judged by each other, or fewer above suspicion than `rows`.
+    """
+    from tunesmith.training.curate import curate
+
+    return curate(recipe, Path(out), rows, folds, say)
+
+
 def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
     """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
     from tunesmith.training.run import train as train_recipe

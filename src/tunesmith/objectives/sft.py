@@ -58,9 +58,9 @@ def forward_backward(forward_loss: Callable, model, packs: Sequence[Sequence[Sam
             if not _out_of_memory(error):
                 raise
             if len(pack) == 1:
-                raise TrainingError(f"a row of {len(pack[0][0])} tokens does not fit into memory", why=str(error).split("\n")[0],
-                                    fix="lower data.max_tokens, or set train.dtype: bfloat16; `tunesmith check` says what "
-                                        "a training takes") from None
+                raise TrainingError(f"a row of {len(pack[0][0])} tokens does not fit into memory",
+                                    why=str(error).split("\n")[0], fix="lower data.max_tokens, or set train.dtype: bfloat16; "
+                                    "`tunesmith check` says what a training takes") from None
             halved(sum(len(tokens) for tokens, _ in pack))
             queue += [pack[len(pack) // 2 :], pack[: len(pack) // 2]]
             continue
