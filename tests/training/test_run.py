@@ -29,7 +29,7 @@ STEP_KEYS = {"step", "epoch", "loss", "accuracy", "grad_norm", "learning_rate", 
 RUN_KEYS = {"run_id", "name", "status", "created", "recipe_path", "run_dir", "adapter_dir", "base", "dataset_id",
             "template_fingerprint", "dtype", "device", "threads", "engine", "trainable_parameters", "total_steps", "error",
             "rows_trained", "mlflow_run_id", "mlflow_model", "steps", "train_loss", "eval_loss", "tokens_per_second",
-            "train_seconds", "tokens", "peak_memory_bytes", "adapter_digest"}
+            "train_seconds", "tokens", "peak_memory_bytes", "adapter_digest", "adapter_step", "warnings"}
 
 
 @pytest.fixture(autouse=True)
