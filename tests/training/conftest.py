@@ -18,7 +18,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.run import Run, train
 
 DEADLINE_SECONDS = 120
-TIMES = {"seconds", "tokens_per_second", "trained_tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes"}
 """The only values of metrics.jsonl that two equal trainings may disagree on."""
 
 

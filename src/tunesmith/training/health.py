@@ -118,10 +118,11 @@ class Health:
         self._exploded = self._exploded + 1 if exploding else 0
         fix = "lower train.learning_rate (LoRA: 1e-4 to 5e-4 is usual), or raise train.warmup"
         if self._exploded >= EXPLODED_STEPS:
+            times = norm / max(usual, 1e-30)
             raise TrainingError(f"step {step}: the gradient exploded", fix=fix,
-                                why=f"its norm is {norm:.3g}, {norm / max(usual, 1e-30):,.0f} times the {usual:.3g} that is usual "
-                                    f"in this run; it is over {EXPLODED_FACTOR:.0f} times since {EXPLODED_STEPS} steps, and the "
-                                    f"loss went from {level:.3g} to {loss:.3g}")
+                                why=f"its norm is {norm:.3g}, {times:,.0f} times the {usual:.3g} that is usual in this run; it "
+                                    f"is over {EXPLODED_FACTOR:.0f} times since {EXPLODED_STEPS} steps, and the loss went from "
+                                    f"{level:.3g} to {loss:.3g}")
         if self._diverged >= DIVERGED_STEPS:
             raise TrainingError(f"step {step}: the loss diverged", fix=fix,
                                 why=f"it is {loss:.3g}, {loss / base:.1f} times the {base:.3g} before step 1, and over "

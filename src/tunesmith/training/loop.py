@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tunesmith.data.pack import Step
+from tunesmith.engine.memory import peak_bytes
 from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
 from tunesmith.recipe.schema import Train
 from tunesmith.store.files import explain_os_errors, write_text
@@ -110,7 +111,7 @@ def train(t: Training, start: int = 0) -> Outcome:
             record = _update(t, number, measured)
             took = time.perf_counter() - began
             record |= {"seconds": took, "tokens_per_second": measured.tokens / took,
-                       "trained_tokens_per_second": measured.trained_tokens / took}
+                       "trained_tokens_per_second": measured.trained_tokens / took, "peak_memory_bytes": peak_bytes()}
             done = number + 1
             _write(t.run_dir, record)
             t.on_metrics(done, {k: float(v) for k, v in record.items() if k != "step"})

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.prepare import prepare
-from tunesmith.errors import NotFoundError, RecipeError
+from tunesmith.errors import NotFoundError, RecipeError, TunesmithError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
 from tunesmith.recipe.load import Loaded, load
@@ -138,6 +138,8 @@ def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda
         return _train(run, loaded, base, dataset, say)
     except BaseException as error:
         run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        if isinstance(error, TunesmithError) and (error.why or error.fix):
+            run.event("reason", why=error.why, fix=error.fix)
         raise
 
 
@@ -248,7 +250,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
         say(f"resuming {run.path.name} after step {start}")
         run.event("resumed", after_step=start)
-    run.update(status="running", engine=engine, trainable_parameters=trainable, total_steps=len(steps), error=None,
+    run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine,
+               trainable_parameters=trainable, total_steps=len(steps), error=None,
                rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id,
                warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
     try:
