@@ -7,7 +7,7 @@ import typer
 
 from tunesmith.cli.output import Json, emit
 
-SMALLEST = (60, 20)
+SMALLEST_WIDTH = 60
 
 
 def watch(
@@ -38,7 +38,7 @@ def _print(state: dict) -> None:
     from tunesmith.track.frame import frame
 
     console = Console()
-    width, height = max(console.width, SMALLEST[0]), min(max(console.height, 24), 40)
+    width, height = max(console.width, SMALLEST_WIDTH), min(max(console.height - 1, 24), 40) if console.is_terminal else 24
     console.print(frame(state, width, height), height=height, width=width)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from textwrap import wrap
 
 from rich.console import Group, RenderableType
 from rich.layout import Layout
@@ -15,14 +16,14 @@ from tunesmith.track.plot import Series, plot
 
 STATUS = {"running": "green", "finished": "blue", "stopped": "yellow", "failed": "red", "lost": "red"}
 RAW, SMOOTH, HELD_OUT, RATE, NORM = "grey42", "bold cyan", "bold dark_orange", "magenta", "green"
-SMOOTHING_SHARE = 40
-"""The bold line of the training loss is the mean over a 40th of the steps on either side: single batches are noisy."""
+SMOOTHING_SHARE = 25
+"""The bold line of the training loss is the mean over a 25th of the steps on either side: single batches are noisy."""
 WIDE = 112
 
 
 def frame(look: dict, width: int, height: int) -> RenderableType:
     """The run as a renderable of exactly `width` x `height` characters; the small ones lose curves, never the numbers."""
-    notes = _notes(look, width - 4, 3 if height < 30 else 6)
+    notes = _notes(look, width - 4, 7 if look["status"] == "failed" else 3 if height < 30 else 6)
     note_rows = len(notes) + 2
     top = 4
     plots = height - top - note_rows
@@ -74,8 +75,8 @@ def _head(look: dict, width: int) -> RenderableType:
 
 def _loss(look: dict, width: int, height: int) -> Panel:
     loss, held_out = look["curves"]["loss"], look["curves"]["eval_loss"]
-    series = [Series(loss, RAW, joined=len(loss) < width), Series(_smooth(loss), SMOOTH),
-              Series(held_out, HELD_OUT, marked=len(held_out) < width // 4)]
+    series = [Series(loss, RAW, joined=len(loss) < width), Series(held_out, HELD_OUT, marked=len(held_out) < width // 4),
+              Series(_smooth(loss), SMOOTH)]
     legend = Text.assemble("loss  ", ("━ train", SMOOTH), "  ", ("● held-out", HELD_OUT))
     return _panel(legend, series, look, width, height, "{:.3g}".format)
 
@@ -103,16 +104,18 @@ def _smooth(points: list[list[float]]) -> list[list[float]]:
 
 
 def _notes(look: dict, width: int, count: int) -> list[Text]:
-    """The newest events, the newest last; an error and what to do about it always show."""
+    """The newest `count` lines of events, the newest last. Those of an error are whole, the others end at the border."""
     lines = []
     for e in look["events"]:
         facts = {k: v for k, v in e.items() if k not in ("at", "event", "code", "fix", "message", "step")}
         if e["event"] == "warning":
             lines.append(Text.assemble((f"{e['at'][11:16]} ", "dim"), ("warning ", "yellow"), e["message"]))
+        elif e["event"] == "failed":
+            lines += _wrapped(f"{e['at'][11:16]} ", f"failed  {e.get('error', '')}", width, "bold red")
         elif e["event"] == "reason":
-            lines += [Text.assemble("      why  ", e["why"] or ""), Text.assemble("      do   ", (e["fix"] or "", "yellow"))]
+            lines += _wrapped("why   ", e["why"] or "", width, "") + _wrapped("do    ", e["fix"] or "", width, "yellow")
         else:
-            style = {"failed": "bold red", "finished": "bold blue"}.get(e["event"], "")
+            style = "bold blue" if e["event"] == "finished" else ""
             detail = "  ".join(f"{k} {str(v)[:90]}" for k, v in facts.items() if not isinstance(v, dict | list))
             lines.append(Text.assemble((f"{e['at'][11:16]} ", "dim"), (e["event"], style), "  ", (detail, "dim")))
     if look["status"] in ("lost", "stopped"):
@@ -122,6 +125,11 @@ def _notes(look: dict, width: int, count: int) -> list[Text]:
         line.truncate(width, overflow="ellipsis")
         line.no_wrap = True
     return lines[-count:] or [Text("nothing yet", "dim")]
+
+
+def _wrapped(label: str, text: str, width: int, style: str) -> list[Text]:
+    lines = wrap(text, width - len(label), max_lines=3, placeholder=" ...")
+    return [Text.assemble((label if i == 0 else " " * len(label), "dim"), (line, style)) for i, line in enumerate(lines)]
 
 
 def _number(value: float | None) -> str:

@@ -1,8 +1,7 @@
 """Curves in a terminal: a braille canvas, two dots wide and four high a character.
 
     2.41 ┤⠑⢄                      y labels on the left, x below; several series on one canvas, each with a style.
-    1.20 ┤  ⠑⠢⢄⣀                  A character that two series share has the dots of both and the colour of the later.
-    0.00 ┤     ⠉⠒⠒⠤⠤⠤
+    1.20 ┤  ⠑⠢⢄⣀                  0.00 ┤     ⠉⠒⠒⠤⠤⠤
 """
 
 from __future__ import annotations
@@ -97,8 +96,9 @@ class _Canvas:
     def _dot(self, x: float, y: float, style: str) -> None:
         column, row = round(x), round(y)
         if 0 <= column < 2 * self.columns and 0 <= row < 4 * self.rows:
+            if self.styles[row // 4][column // 2] != style:
+                self.styles[row // 4][column // 2], self.bits[row // 4][column // 2] = style, 0
             self.bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
-            self.styles[row // 4][column // 2] = style
 
     def line(self, row: int) -> Text:
         text = Text()
