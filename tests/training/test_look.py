@@ -23,8 +23,8 @@ from tunesmith.training.look import Look, Tail
 from tunesmith.training.run import Run, all_runs, train
 
 LOOK_KEYS = {"run_id", "name", "status", "ended", "error", "run_dir", "recipe_path", "created", "base", "engine", "dtype",
-             "step", "total_steps", "epoch", "epochs", "train_loss", "eval_loss", "adapter_step", "best", "learning_rate", "grad_norm",
-             "tokens_per_second", "peak_memory_bytes", "seconds", "seconds_left", "warnings", "events", "curves"}
+             "step", "total_steps", "epoch", "epochs", "train_loss", "eval_loss", "adapter_step", "best", "learning_rate",
+             "grad_norm", "tokens_per_second", "peak_memory_bytes", "seconds", "seconds_left", "warnings", "events", "curves"}
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=3), max_size=12),
