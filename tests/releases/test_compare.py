@@ -34,7 +34,7 @@ def test_only_what_differs_is_named(make_recipe, command, home):
         assert found["at_steps"]["train_loss"][-1][i + 1] == pytest.approx(sum(losses) / 6)
         assert found["speed"]["trainable_parameters"][i] == state["trainable_parameters"]
     people = command("compare", one["run_id"], other["run_id"], check=0).stdout
-    for words in ("recipe train.learning_rate", "0.001", "eval_loss at step 6", "tokens per second", "peak memory bytes"):
+    for words in ("recipe train.learning_rate", "0.001", "held-out loss at step 6", "tokens per second", "peak memory"):
         assert words in people, words
 
 

@@ -44,13 +44,14 @@ def compare(
     for name, part in found["dataset"]["parts"].items():
         changed = f"+{part['added']:,} -{part['removed']:,} ~{part['changed']:,}"
         rows.append([f"data rows of {name}", f"{part['rows'][0]:,}", f"{part['rows'][1]:,}", changed])
-    for name in ("train_loss", "eval_loss"):
-        rows += [[f"{name} at step {step}", _number(x), _number(y), _change(x, y)] for step, x, y in found["at_steps"][name]]
+    for key, name in (("train_loss", "training loss"), ("eval_loss", "held-out loss")):
+        rows += [[f"{name} at step {step}", _number(x), _number(y), _change(x, y)] for step, x, y in found["at_steps"][key]]
     for part, metrics in found["metrics"].items():
         for name, (x, y) in metrics.items():
             both = x and y
             rows.append([f"{name} on {part}", _interval(x), _interval(y), _change(x["value"], y["value"]) if both else "-"])
-    rows += [[key.replace("_", " "), _amount(key, x), _amount(key, y), _times(x, y)] for key, (x, y) in found["speed"].items()]
+    for key, (x, y) in found["speed"].items():
+        rows.append([key.removesuffix("_bytes").replace("_", " "), _amount(key, x), _amount(key, y), _times(x, y)])
     emit(found, as_json, [*table(["", found["a"], found["b"], "change"], rows), *found["notes"]])
 
 
@@ -72,7 +73,7 @@ def _change(x: float | None, y: float | None) -> str:
 def _amount(key: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value / 1e9:.2f} GB" if key.endswith("bytes") else f"{value:,.0f}"
+    return f"{value / 1e6:,.1f} MB" if key.endswith("bytes") else f"{value:,.0f}"
 
 
 def _times(x: float | None, y: float | None) -> str:

@@ -41,7 +41,8 @@ def side(release: Release | None, run: Run | None) -> Side:
     if run:
         state, records = run.state, Tail(folder / METRICS_FILE).read()
         curves = {key: [[r["step"], r[key]] for r in records if key in r] for key in ("loss", "eval_loss")}
-        speed = {k: state.get(k) for k in SPEED} | {"adapter_bytes": _bytes(run.adapter)}
+        speed = {k: state.get(k) for k in SPEED} | {"adapter_bytes": _bytes(run.adapter),
+                                                    "steps": curves["loss"][-1][0] if curves["loss"] else 0}
         return Side(state["run_id"], recipe, state["dataset_id"], report, curves, speed, state["base"])
     training, adapter, manifest = report["training"], report["adapter"], release.manifest
     curves = {"loss": [[s["step"], s["loss"]] for s in training["steps"]],
