@@ -59,8 +59,9 @@ def plot(series: Sequence[Series], width: int, height: int, *, x_end: float, lab
 
 
 def _range(values: list[float], from_zero: bool) -> tuple[float, float]:
-    low, high = (0.0 if from_zero else min(values)), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    low, high = min(values + [0.0] * from_zero), max(values)
+    room = max(0.5, abs(high) * 0.01)
+    return (low, high) if high - low > 1e-9 * abs(high) else (low - room, high + room)
 
 
 def _x_axis(margin: int, columns: int, x_end: float) -> Text:
