@@ -247,6 +247,7 @@ def test_a_gradient_that_stays_a_thousand_times_larger_is_not():
 # ---- early stopping and the best adapter -----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1.0, 1.1, 1.2, 1.3, 0.9]), min_size=1, max_size=12), st.integers(1, 4))
 def test_best_step_and_patience_equal_a_look_at_all_evaluations(losses, patience):
     health = Health(10**6, patience=patience)

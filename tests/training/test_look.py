@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.training.look import Look, Tail
@@ -27,6 +27,7 @@ LOOK_KEYS = {"run_id", "name", "status", "ended", "error", "run_dir", "recipe_pa
              "grad_norm", "tokens_per_second", "peak_memory_bytes", "seconds", "seconds_left", "warnings", "events", "curves"}
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=3), max_size=12),
        st.lists(st.integers(1, 40), max_size=20))
 def test_a_file_that_grows_in_any_pieces_gives_every_record_once(tmp_path_factory, records, cuts):
