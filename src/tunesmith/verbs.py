@@ -176,6 +176,35 @@ def show(name: str) -> dict:
     return {"kind": "run", **run.state} if run else {"kind": "release", "path": str(found.path), **found.manifest}
 
 
+def watcher(run: str):
+    """Looks at a run again and again: `watcher(run).now()`. Raises NotFoundError."""
+    from tunesmith.training.look import Look
+    from tunesmith.training.run import Run
+
+    return Look(Run.find(run))
+
+
+def watch(run: str) -> dict:
+    """What a run is doing now: status, step, losses, speed, time left, warnings, events, curves."""
+    return watcher(run).now()
+
+
+def tensorboard_writer(directory: str | Path, run: str):
+    """Writes looks at a run as TensorBoard event files: `.add(look)`, `.close()`. Raises UsageError."""
+    from tunesmith.track.tensorboard import Events
+    from tunesmith.training.run import Run
+
+    return Events(directory, Run.find(run).state["run_id"])
+
+
+def compare(a: str, b: str) -> dict:
+    """What differs from `a` to `b`, runs or releases: `{a, b, recipe, dataset, metrics, curves, speed}`."""
+    from tunesmith.releases.compare import compare as compare_both
+    from tunesmith.releases.compare import side
+
+    return compare_both(side(*_made(a)), side(*_made(b)))
+
+
 def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
     """`{identical, message, ...}`: packed rows against each row alone."""
     from tunesmith.training.prove import packing
