@@ -158,6 +158,11 @@ def _finding(code: str, name: str, leaks: list[Leak], of: int) -> Finding:
 # ---- whole rows
 
 
+def whole_forms(row: Row) -> list[tuple[str, tuple[str, str]]]:
+    """(layer, form) of a row: another row that has one of them stands in it, or it in that row."""
+    return list(_forms(key(row)))
+
+
 def _forms(turns: _Key) -> Iterator[tuple[str, tuple[str, str]]]:
     """(layer, (question, answer)): what a row is compared by. The question is everything before the last answer."""
     last = max(i for i, turn in enumerate(turns) if turn.startswith("assistant\0"))

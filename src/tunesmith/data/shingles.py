@@ -43,17 +43,34 @@ class Sets:
 
 def commonness(texts: list[str]) -> np.ndarray:
     """How common a shingle is among folded texts, 0 to 127 on a logarithmic scale, by the top bits of its hash."""
+    return levels(count(texts))
+
+
+def count(texts: list[str]) -> np.ndarray:
+    """How many shingles fall on each place of a table of 2**TABLE_BITS: the counts of two corpora may be added."""
     import numpy as np
 
     counts = np.zeros(1 << TABLE_BITS, dtype=np.int64)
     for batch in _batches(texts):
         counts += np.bincount((_hashes(batch)[0] >> np.uint64(64 - TABLE_BITS)).astype(np.int64), minlength=len(counts))
+    return counts
+
+
+def levels(counts: np.ndarray) -> np.ndarray:
+    """Counts on the scale of `commonness`."""
+    import numpy as np
+
     return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint64)
 
 
 def signature_words(texts: list[str]) -> int:
     """Length of a signature that still tells texts of this average length apart: about two bits a shingle."""
-    average = sum(map(len, texts)) // max(1, len(texts))
+    return words_for(sum(map(len, texts)), len(texts))
+
+
+def words_for(characters: int, texts: int) -> int:
+    """`signature_words` of so many characters in so many texts."""
+    average = characters // max(1, texts)
     return min(32, max(2, 1 << (average // 32).bit_length()))
 
 

@@ -163,13 +163,25 @@ class Index:
         if not len(found):
             return least
         for numbers, side in zip(asked, self._sides, strict=True):
-            starts, stops = side.sets.starts[found], side.sets.starts[found + 1]
-            theirs = side.sets.numbers[spans(starts, stops)]
-            at = np.minimum(np.searchsorted(numbers, theirs), len(numbers) - 1)
-            sizes = stops - starts
-            shared = np.add.reduceat(numbers[at] == theirs, np.cumsum(sizes) - sizes, dtype=np.int64)
-            least = np.minimum(least, shared / (len(numbers) + sizes - shared))
+            least = np.minimum(least, similarities(numbers, side.sets, found))
         return least
+
+
+def similarities(numbers: np.ndarray, known: Sets, found: np.ndarray) -> np.ndarray:
+    """Jaccard similarity of a set with each of these, of which there is at least one."""
+    import numpy as np
+
+    starts, stops = known.starts[found], known.starts[found + 1]
+    theirs = known.numbers[spans(starts, stops)]
+    at = np.minimum(np.searchsorted(numbers, theirs), len(numbers) - 1)
+    sizes = stops - starts
+    shared = np.add.reduceat(numbers[at] == theirs, np.cumsum(sizes) - sizes, dtype=np.int64)
+    return shared / (len(numbers) + sizes - shared)
+
+
+def prefix_lengths(sizes: np.ndarray, threshold: float) -> np.ndarray:
+    """How many of a set's rarest shingles hold one of every near-duplicate."""
+    return sizes - at_least_shared(sizes, threshold) + 1
 
 
 def _side(texts: list[str], threshold: float) -> _Side:
@@ -177,7 +189,7 @@ def _side(texts: list[str], threshold: float) -> _Side:
 
     common = commonness(texts)
     found = sets(texts, common, signature_words(texts))
-    lengths = found.sizes - at_least_shared(found.sizes, threshold) + 1
+    lengths = prefix_lengths(found.sizes, threshold)
     prefixes = found.numbers[spans(found.starts[:-1], found.starts[:-1] + lengths)]
     order = np.argsort(prefixes, kind="stable")
     known, group, counts = np.unique(prefixes, return_inverse=True, return_counts=True)
