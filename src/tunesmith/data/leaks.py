@@ -54,6 +54,8 @@ REFUSING = {
     "leak_contained": "stand in train inside longer texts",
 }
 """Kinds that the leak gate counts, and how a finding says it."""
+WHOLE = ("leak_exact", "leak_normalised", "leak_numbers", "leak_reordered", "leak_near")
+"""Kinds that need no more of train than the one row."""
 PARTIAL = {
     "leak_prompt": "ask what a training row asks, which has another answer: the question is not new",
     "leak_answer": "expect a long answer that a training row gives to another question",
