@@ -1,7 +1,7 @@
-# make demo    from a clone to a released, served model, with the proof
-# make test    the whole test suite
+# make demo      from a clone to a released, served model, with the proof
+# make test      the whole test suite
 # make test-ray  the stages over Ray Data, on a cluster of one machine
-# make setup   .venv with everything (both call it; seconds when nothing changed)
+# make setup     .venv with everything (both call it; seconds when nothing changed)
 #
 # A torch that is already in .venv is kept: create .venv and install yours first if you have a GPU.
 
