@@ -20,6 +20,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,13 @@ HELD_OUT = 2000
 GROWTH = (10_000, 20_000, 50_000, 100_000)
 QUESTION_SETS = ("ASDiv/test", "BoolQ/dev", "CommonsenseQA/validation", "LogiQA/test", "MMLU/test", "NQ-open/combined",
                  "OpenBookQA/test", "SIQA/test")
+INSTRUCTIONS = (
+    "Read what follows, think about it as long as you have to, and then answer in one line, with nothing else around it: {}",
+    "You will be given one input. Give back what was asked for and do not explain how you came to it.\n\nInput: {}\nOutput:",
+    "{}\n\nAnswer as the examples above do, in the same form and as briefly as they, and say so if you cannot tell.",
+    "Below is a task of a set that was written for a test of language models. Work carefully.\n### Task\n{}\n### Answer",
+    "Please help me with this one, I have been at it for an hour: {} Keep the format that we agreed on, and add nothing to it.",
+)
 COMPARED, TIMED = 2000, 20_000
 LONG_WORDS = 17
 """Four fifths of a text are told from 17 words on; of a shorter one it takes more (tunesmith.data.passages)."""
@@ -224,6 +232,49 @@ def recall(name: str, train: list[Row], test: list[Row], count: int, seed: int) 
         print(f"{kind}: not planted, fewer than {count} rows allow it")
 
 
+# ---- instructions inside of the prompts
+
+
+def instructed(rows: list[Row], wordings: int) -> list[Row]:
+    """Each prompt inside of one of the first wordings, drawn by its place; a planted row has the wording of its original."""
+    return [chat(INSTRUCTIONS[zlib.crc32(row.where.removeprefix("planted:").encode()) % wordings].format(row.prompt),
+                 row.answer, row.where) for row in rows]
+
+
+def one_word_changed(text: str, chance: random.Random) -> str:
+    words = text.split()
+    words[chance.randrange(len(words))] = chance.choice(("then", "house", "other", "seven"))
+    return " ".join(words)
+
+
+def under_instructions(name: str, train: list[Row], test: list[Row], count: int, seed: int) -> None:
+    """Alarms among clean rows, and how many of the rows with one word changed are found, under 0 to 5 wordings.
+
+    Planted are rows that are near without an instruction too: those that differ in so much that 0.8 says no are none.
+    """
+    chance = random.Random(seed)
+    pairs = []
+    for row in test:
+        said = one_word_changed(row.prompt, chance)
+        if len(pairs) < count and NEAR + 0.05 <= jaccard(shingles(row.prompt), shingles(said)) < 1:
+            pairs.append((row, chat(said, row.answer, f"planted:{row.where}")))
+    print(f"\n{name} inside of instructions, {len(train):,} training rows, {len(test):,} held out; {len(pairs)} planted "
+          "with one word changed")
+    print("| wordings | alarms, nothing planted | warnings | found, by its own plant | seconds |\n|---|---|---|---|---|")
+    for wordings in range(len(INSTRUCTIONS) + 1):
+        rows, asked, planted = (instructed(part, wordings) if wordings else part for part in
+                                (train, test, [plant for _, plant in pairs]))
+        start = time.perf_counter()
+        kinds = Counter(leak.code for leak in every_leak(rows, {"test": asked}, Index(rows, NEAR)))
+        seconds = time.perf_counter() - start
+        own = {pairs[n][0].where: plant.where for n, plant in enumerate(planted)}
+        mixed = [*rows, *planted]
+        found = [leak for leak in every_leak(mixed, {"test": [row for row in asked if row.where in own]}, Index(mixed, NEAR))
+                 if leak.code in REFUSING and leak.train.where == own[leak.row.where]]
+        print(f"| {wordings} | {sum(kinds[c] for c in REFUSING)} | {sum(kinds[c] for c in PARTIAL)} | "
+              f"{len(found) / max(1, len(pairs)):.1%} | {seconds:.1f} |", flush=True)
+
+
 # ---- near-duplicates beside peers
 
 
@@ -315,6 +366,7 @@ def main() -> None:
     for name, (train, test) in parts.items():
         control(name, train, test)
         recall(name, train, test, options.plants, options.seed)
+        under_instructions(name, train, test, options.plants, options.seed)
     beside_peers({"addresses": [row.prompt for _, row in corpora["addresses"]],
                   "questions": edited([row.prompt for _, row in corpora["questions"]], options.seed)})
     print(f"\npeak memory of all of it: {peak_gigabytes():.2f} GB")

@@ -72,15 +72,16 @@ def test_leaks_beyond_the_first_examples_are_counted(clean):
 
 
 def test_near_duplicates_in_train_are_told_in_groups_and_kept(clean, chat):
-    again = [chat(clean[7].prompt + more, clean[7].answer, f"train.jsonl:{n}", "Answer with JSON.")
-             for n, more in enumerate((", Iowa", ", Iowa USA", ", IA"), 61)]
-    alone = chat(f"And {clean[20].prompt}", clean[20].answer, "train.jsonl:64", "Answer with JSON.")
-    found, = audit([*clean, *again, alone], {}, near=0.8)
+    ask = "Take apart this address line: "
+    again = [chat(f"{ask}{LONG}{more}", "none", f"train.jsonl:{n}")
+             for n, more in enumerate(("", " Iowa", " Iowa USA", " IA"), 61)]
+    other = [chat(f"{ask}{more}{LONG.upper()[:90]}", "no", f"train.jsonl:{n}") for n, more in ((65, ""), (66, "And "))]
+    found, = audit([*clean, *again, *other], {}, near=0.8)
     assert (found.code, found.severity, found.count) == ("near_duplicate", "info", 4)
     assert "2 groups, the largest of 4" in found.message
     large, small = (re.sub(r"\(0\.\d\d\)", "(s)", example) for example in found.examples)
-    assert large == "train.jsonl:8 ~ train.jsonl:61 (s) ~ train.jsonl:62 (s), group of 4"
-    assert small == "train.jsonl:21 ~ train.jsonl:64 (s), group of 2"
+    assert large == "train.jsonl:61 ~ train.jsonl:62 (s) ~ train.jsonl:63 (s), group of 4"
+    assert small == "train.jsonl:65 ~ train.jsonl:66 (s), group of 2"
 
 
 PASSAGES = ["The mill stood silent at the end of the lane, and the water ran past it as though nobody had ever owned either.",

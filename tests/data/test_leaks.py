@@ -208,10 +208,7 @@ def addresses(*names):
 TEMPLATE = "Take apart this address line, and answer with JSON as the system prompt says and with nothing else around it: "
 
 
-LOUD = pytest.mark.xfail(strict=True, reason="an instruction inside each prompt still counts as similarity of the prompts")
-
-
-@pytest.mark.parametrize("template", [pytest.param("", id="as it is"), pytest.param(TEMPLATE, id="instruction", marks=LOUD)])
+@pytest.mark.parametrize("template", [pytest.param("", id="as it is"), pytest.param(TEMPLATE, id="instruction")])
 def test_addresses_example_is_clean(template):
     """1,500 rows of one template against 1,014: same instruction, same JSON keys, same towns."""
     def under(rows):

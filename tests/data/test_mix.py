@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.mix import mix
+from tunesmith.data.mix import mix, mix_all
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Mix
 
@@ -83,3 +83,28 @@ def test_row_without_the_key_is_named(rows, chat):
     with pytest.raises(DataError, match="a row without 'task'") as error:
         mix([*rows(a=3), chat("q", "a", "f:9")], Mix(by="task", caps=1), 0)
     assert error.value.where == "f:9"
+
+
+def test_several_sections_are_applied_in_order_and_each_is_shown(chat):
+    """Caps by task first, then shares of languages among what is left."""
+    said = {"en": "The mill stood silent at the end of the lane, and the water ran past it all the same.",
+            "de": "Die Mühle stand still am Ende des Weges, und das Wasser floss dennoch an ihr vorbei."}
+    made = [replace(chat(f"{task} {i}", f"{text} {i}"), meta={"task": task}) for task, n in (("a", 30), ("b", 10))
+            for i in range(n) for text in said.values()]
+    numbers, table = mix_all(made, [Mix(by="task", caps={"a": 20}), Mix(by="language", weights={"en": 2, "de": 1})], 0)
+    assert table["task: a"] == [60, 20] and table["task: b"] == [20, 20]
+    there, kept_now = zip(table["language: en"], table["language: de"], strict=True)
+    assert sum(there) == 40 and kept_now[0] // 2 == kept_now[1] > 0
+    assert sum(kept_now) == len(numbers) and numbers == sorted(numbers)
+    alone, _ = mix_all(made, [Mix(by="task", caps={"a": 20})], 0)
+    assert set(numbers) < set(alone) and alone == mix(made, Mix(by="task", caps={"a": 20}), 0)[0] == mix_all(
+        made, Mix(by="task", caps={"a": 20}), 0)[0]
+
+
+def test_language_is_the_key_of_the_row_else_detected_in_answer_else_in_prompt(chat):
+    english = "What is it that the old man said to the children when they came home late in the evening?"
+    french = "Il leur a dit de rentrer plus tôt la prochaine fois, parce que la route est dangereuse."
+    made = [replace(chat(english, french), meta={"language": "xx"}), chat(english, french),
+            chat(english, "42"), chat("?", "42")]
+    _, table = mix(made, Mix(by="language"), 0)
+    assert {group: n for group, (n, _) in table.items()} == {"xx": 1, "fr": 1, "en": 1, "unknown": 1}

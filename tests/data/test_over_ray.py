@@ -11,15 +11,18 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tunesmith.data.audit import drop_exact_duplicates
+from tunesmith.data.boilerplate import commonest, decided, holders, meetings, widespread
 from tunesmith.data.leaks import WHOLE, find_leaks
 from tunesmith.data.normalise import normalise
 from tunesmith.data.overflow import Overflow
 from tunesmith.data.prepare import rendered_row, write_part
 from tunesmith.data.read import read_records
-from tunesmith.data.similar import Index
+from tunesmith.data.shingles import TABLE_BITS, sets
+from tunesmith.data.similar import Index, fold
 from tunesmith.data.split import split
 from tunesmith.data.spool import decode, encode
 from tunesmith.errors import DataError
@@ -27,6 +30,8 @@ from tunesmith.recipe.schema import Data, Split
 
 pytestmark = pytest.mark.ray
 PARTS = 2
+INSTRUCTION = ("Split this address line into its fields, answer with JSON and with nothing else around it, "
+               "and say none for a field that is not there: {}")
 EXAMPLE = "examples/addresses/data/train.jsonl"
 
 
@@ -37,6 +42,7 @@ def ray(tmp_path_factory):
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 otherwise: beside other programs they would hardly get a turn
         pytest.importorskip("ray", reason="make test-ray installs it")
         import ray
         import ray.data
@@ -67,6 +73,28 @@ def dirty(chat):
         row.meta["author"] = str(n % 37)
         rows.append(row)
     return rows
+
+
+@pytest.fixture(scope="module")
+def templated(chat):
+    """An instruction with a slot of one word, 150 times; near copies with it; and 18 variants of a question, four times each.
+
+    Variants as few as that are no instruction, while 72 different ones would be.
+    """
+    chance = random.Random(1)
+
+    def words(n):
+        return [f"{chance.randrange(10**6):06d}" for _ in range(n)]
+
+    said = [(INSTRUCTION.format(" ".join(words(1))), "abcdefghijklmno"[n % 15]) for n in range(150)]
+    question = "Please tell me everything that you know of the house at the corner, and who has lived there: "
+    said += [(question + variant, answer) for variant in words(18) for answer in ("nobody", "a baker", "two sisters", "we did")]
+    for _ in range(40):
+        slot = words(30)
+        said += [(INSTRUCTION.format(" ".join(slot)), "a"), (INSTRUCTION.format(" ".join([*slot[:-1], *words(1)])), "a")]
+    last = said.pop()
+    chance.shuffle(said)
+    return [chat(prompt, answer, f"a.jsonl:{n + 1}") for n, (prompt, answer) in enumerate([*said, last])]
 
 
 def blocks_of(ray, rows, count: int):
@@ -118,13 +146,12 @@ def test_problems_are_those_of_one_machine(ray, write):
     assert problems.count == 33
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_exact_duplicates_are_those_of_one_machine(ray, dirty, count):
+def test_exact_duplicates_are_those_of_one_machine(ray, dirty):
     from tunesmith.data.over_ray import without_exact_duplicates
 
     kept, findings = drop_exact_duplicates(dirty)
     assert len(kept) < 450 and len(findings) == 2
-    ds, found = without_exact_duplicates(blocks_of(ray, dirty, count), PARTS)
+    ds, found = without_exact_duplicates(blocks_of(ray, dirty, 5), PARTS)
     assert numbers(ds) == kept
     assert found == findings
 
@@ -141,29 +168,62 @@ def test_split_is_that_of_one_machine(ray, dirty, count, config):
     assert (numbers(train), numbers(held_out)) == split(dirty, Split(**config), 7, similar)
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_near_pairs_are_those_of_one_machine(ray, dirty, pytestconfig, count):
-    from tunesmith.data.over_ray import near_pairs
+def test_rows_that_cannot_be_split_are_refused_as_on_one_machine(ray, chat):
+    from tunesmith.data.over_ray import split as over_ray
 
-    rows = dirty if count == 5 else example(pytestconfig.rootpath, 400)
-    threshold = 0.8 if count == 5 else 0.6
-    index = Index(rows, threshold)
-    expected = {(i, j): s for j, row in enumerate(rows) for i, s in index.near(row) if i < j}
+    rows = [chat(f"question {n}", "a", f"book.md:{n}") for n in range(3)]
+    for row in rows:
+        row.meta["chapter"] = "One"
+    with pytest.raises(DataError) as expected:
+        split(rows, Split(by="source", test=0.3), 7)
+    with pytest.raises(DataError) as found:
+        over_ray(blocks_of(ray, rows, 1), Split(by="source", test=0.3), 7, (), PARTS)
+    assert "by: chapter" in str(expected.value) and str(found.value) == str(expected.value)
+
+
+def pairs_of(index, rows):
+    return {(i, j): s for j, hits in enumerate(index.near_each(rows)) for i, s in hits if i < j}
+
+
+def told_from_all_rows(rows):
+    """Boilerplate of prompts as it would be if a text counted as often as it stands there."""
+    texts = [fold(row.prompt) for row in rows]
+    common = widespread(holders(sets(texts, np.zeros(1 << TABLE_BITS, np.uint8), 0).numbers), len(texts))
+    met = meetings(texts, common)
+    return decided(common, met, commonest(texts, common, met), len(texts))
+
+
+@pytest.mark.parametrize("count, threshold", [(1, 0.5), (5, 0.8)])
+def test_near_pairs_are_those_of_one_machine(ray, templated, monkeypatch, count, threshold):
+    """Which are other ones when boilerplate is not left out, or is told from rows instead of different texts."""
+    from tunesmith.data.over_ray import near_pairs, shared
+
+    if count > 1:  # a text that stands in several blocks is to be counted once, and counts of blocks are to be added
+        monkeypatch.setattr(shared, "COUNTED_ROWS", 100)
+    expected = pairs_of(Index(templated, threshold), templated)
     assert len(expected) > 20
-    found = near_pairs(blocks_of(ray, rows, count), threshold, PARTS).take_all()
+    assert pairs_of(Index(templated, threshold, (None, None)), templated).keys() > expected.keys()
+    assert pairs_of(Index(templated, threshold, (told_from_all_rows(templated), None)), templated) != expected
+    found = near_pairs(blocks_of(ray, templated, count), threshold, PARTS).take_all()
     assert len(found) == len(expected)
     assert {(r["at_a"], r["at_b"]): r["similarity"] for r in found} == expected
 
 
-def test_leaks_are_those_of_one_machine(ray, dirty, chat):
+def test_leaks_are_those_of_one_machine(ray, templated, chat):
+    """Rows of the same instruction are none, which neither the few rows held out nor those they touch can tell."""
     from tunesmith.data.over_ray import leaks
 
-    held_out = {"one": [chat(row.prompt.upper(), row.answer, f"t:{n}") for n, row in enumerate(dirty[::50])],
-                "two": [chat("Which house is 5 Quince Lane?", "a", "u:1"),
-                        chat(f"{dirty[3].prompt} Now", dirty[3].answer, "u:2")]}
-    expected = [f for f in find_leaks(dirty, held_out, Index(dirty, 0.8)) if f.code.split(":")[0] in WHOLE]
-    assert {f.code for f in expected} >= {"leak_normalised:one", "leak_near:two"}
-    assert leaks(blocks_of(ray, dirty, 5), held_out, 0.8) == expected
+    def whole(index):
+        return [f for f in find_leaks(templated, held_out, index) if f.code.split(":")[0] in WHOLE]
+
+    held_out = {"one": [chat(templated[-1].prompt.upper(), templated[-1].answer, "t:1")],
+                "two": [chat(INSTRUCTION.format("quince"), "b", "u:1"),
+                        chat(f"{templated[-1].prompt} now", templated[-1].answer, "u:2")]}
+    expected = whole(Index(templated, 0.8))
+    assert {f.code: f.count for f in expected}.items() >= {"leak_near:two": 1}.items()
+    assert "leak_normalised:one" in {f.code for f in expected}
+    assert whole(Index(templated, 0.8, (None, None))) != expected
+    assert leaks(blocks_of(ray, templated, 5), held_out, 0.8, PARTS) == expected
 
 
 def test_rendered_files_are_those_of_one_machine(ray, tiny_tokenizer, tmp_path, pytestconfig):

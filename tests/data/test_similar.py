@@ -10,6 +10,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.reference import without_boilerplate
 
 from tunesmith.data.similar import Index, fold, jaccard, key, shingles
 
@@ -18,11 +19,12 @@ WORDS = [f"{a}{b}{c}" for a in ("st", "or", "ka", "lun") for b in ("e", "ing", "
 
 def pairs_of_all(rows, threshold):
     """Brute force: the definition, in two loops."""
-    sets = [(shingles(r.prompt), shingles(r.answer)) for r in rows]
+    sides = [[r.prompt for r in rows], [r.answer for r in rows]]
+    sets = list(zip(*(map(shingles, side) for side in sides), *map(without_boilerplate, sides), strict=True))
     near = {}
-    for i, (prompt, answer) in enumerate(sets):
+    for i, one in enumerate(sets):
         for j in range(i):
-            similarity = min(jaccard(prompt, sets[j][0]), jaccard(answer, sets[j][1]))
+            similarity = min(map(jaccard, one, sets[j]))
             if similarity >= threshold:
                 near[i, j] = similarity
     return near

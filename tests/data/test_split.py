@@ -125,3 +125,19 @@ def test_row_that_does_not_say_what_it_is_split_by_is_named(chat, options, meta,
     with pytest.raises(DataError, match=what) as error:
         sides(rows, **options)
     assert error.value.where == "f:2" and error.value.fix
+
+
+def test_passages_of_one_book_are_split_by_chapter_and_not_by_source(chat):
+    """A book is one file, and chapters of two books may have one name."""
+    rows = [replace(chat(f"{book} {title} {n}", "a", f"{book}: chapter {title}, passage {n}"),
+                    meta={"source": book, "chapter": title, "kind": "narration"})
+            for book in ("one.txt", "two.txt") for title in "IJKLMNOP" for n in range(5)]
+    train, held_out = split(rows, Split(by="chapter", test=0.2), 0)
+    chapters = [{(rows[i].meta["source"], rows[i].meta["chapter"]) for i in part} for part in (train, held_out)]
+    assert not chapters[0] & chapters[1] and len(chapters[0] | chapters[1]) == 16 and len(chapters[1]) == 3
+    with pytest.raises(DataError) as error:
+        split(rows[:40], Split(by="source", test=0.2), 0)
+    assert "data.split.by: chapter" in error.value.fix
+    with pytest.raises(DataError) as error:
+        split([replace(row, meta={}) for row in rows[:40]], Split(by="source", test=0.2), 0)
+    assert "chapter" not in error.value.fix

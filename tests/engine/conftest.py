@@ -30,8 +30,8 @@ def make_base():
     def make(architecture: str = "llama", **changes):
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-        shape = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6,
-                 "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+        shape = {"hidden_size": 96, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6,
+                 "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
                  "initializer_range": 0.15, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**shape | changes))
@@ -70,3 +70,12 @@ def make_rows():
         return rows
 
     return make
+
+
+@pytest.fixture
+def without_kernels():
+    """Call it, and torch's own operations do the kernels' work until the test is over."""
+    from tunesmith.engine.native import build
+
+    yield build.stop
+    build.start()

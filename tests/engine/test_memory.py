@@ -72,19 +72,22 @@ def kept_for_backward(model, rows) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activation_estimate_is_what_autograd_keeps(make_model, make_rows, dtype):
+def test_activation_estimate_is_what_autograd_keeps(make_model, make_rows, without_kernels, dtype, kernels):
     """Per token and layer, from the difference of two depths, so that embeddings and the head cancel."""
-    lengths = [40] * 25
+    lengths = [32] * 32
     rows = make_rows(lengths)
     config = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     kept, said = [], []
     for layers in (2, 6):
         model = make_model(dtype=dtype, num_hidden_layers=layers, **config)
         fast.accelerate(model)
+        if not kernels:
+            without_kernels()
         kept.append(kept_for_backward(model, rows))
         shape = estimate.Shape.of(model.get_base_model().config, 0, 0, dtype.itemsize)
-        said.append(estimate.peak_memory_bytes(shape, sum(lengths), max(lengths)))
+        said.append(estimate.peak_memory_bytes(shape, sum(lengths), max(lengths), kernels))
     assert said[1] - said[0] == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
@@ -92,7 +95,7 @@ def test_estimate_counts_weights_and_the_optimizer():
     def bytes_of(**changes) -> int:
         shape = {"layers": 1, "hidden": 8, "inner": 16, "query": 8, "key_value": 4, "heads": 2, "vocabulary": 10,
                  "parameters": 1000, "trainable": 100, "bytes_per_weight": 2}
-        return estimate.peak_memory_bytes(estimate.Shape(**shape | changes), 1, 1)
+        return estimate.peak_memory_bytes(estimate.Shape(**shape | changes), 1, 1, True)
 
     assert bytes_of(parameters=2000) - bytes_of() == 1000 * 2
     assert bytes_of(trainable=200) - bytes_of() == 100 * 16  # float32 weight, gradient, two moments

@@ -67,6 +67,7 @@ _LAYERS: dict[str, Callable[[str], str]] = {
     "leak_reordered": lambda folded: " ".join(sorted(folded.split())),
 }
 _Key = tuple[str, ...]
+_ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def every_leak(train: list[Row], held_out: dict[str, list[Row]], index: Index | 
             else:
                 rest.append(one)
     limits = {name: min(MANY, max(FEW, int(COMMON * (len(train) + len(rows))))) for name, rows in held_out.items()}
-    for one, code, number in _in_part(rest, asked, keys, halves, limits):
+    for one, code, number in _in_part(rest, asked, keys, halves, limits, index):
         yield Leak(one.set_name, code, one.row, train[number])
 
 
@@ -209,10 +210,10 @@ def _whole(one: _Asked) -> tuple[str, int] | None:
 
 
 def _in_part(rest: list[_Asked], asked: list[_Asked], keys: list[_Key], halves: dict, limits: dict[str, int],
-             ) -> Iterator[tuple[_Asked, str, int]]:
+             index: Index | None) -> Iterator[tuple[_Asked, str, int]]:
     """(held-out row, code, training row) of leak_contained, leak_prompt and leak_answer."""
     held = _partners_held_out(asked)
-    passages = _passages(rest, asked, keys, limits)
+    passages = _passages(rest, asked, keys, limits, index)
     for one in rest:
         questions = [*_equal(one, 0, halves, held, limits), *passages.get((id(one), 0), [])]
         answers = [*_equal(one, 1, halves, held, limits), *passages.get((id(one), 1), [])]
@@ -301,16 +302,33 @@ def _text(turns: _Key, role: str) -> str:
     return next((turn.split("\0", 2)[1] for turn in reversed(turns) if turn.startswith(f"{role}\0")), "")
 
 
-def _passages(rest: list[_Asked], asked: list[_Asked], keys: list[_Key], limits: dict[str, int],
+def _without_shared(index: Index, texts: list[tuple[str, str]]) -> list[str]:
+    """Texts, given with who says them, less the instructions and forms that many training rows share."""
+    out = [text for _, text in texts]
+    for side, spoken in enumerate(_ROLES):
+        numbers = [n for n, (role, _) in enumerate(texts) if role == spoken]
+        for n, text in zip(numbers, index.without_shared([texts[n][1] for n in numbers], side), strict=True):
+            out[n] = text
+    return out
+
+
+def _passages(rest: list[_Asked], asked: list[_Asked], keys: list[_Key], limits: dict[str, int], index: Index | None,
               ) -> dict[tuple[int, int], list[int]]:
     """Training rows that hold a long run of a held-out question (0) or answer (1) and of few other rows."""
     wanted = [(one, side) for one in rest for side in (0, 1)
               if _tells(one.row, side) and not (side == 1 and _record(one.row.answer))]
+    held = [_text(one.turns, _ROLES[side]) for one, side in wanted]
     every = [*keys, *(one.turns for one in asked)]
-    texts = [(number, turn.split("\0", 2)[1]) for number, turns in enumerate(every) for turn in turns]
+    texts = [(number, *turn.split("\0", 2)[:2]) for number, turns in enumerate(every) for turn in turns]
+    if index:
+        held = _without_shared(index, [(_ROLES[side], text) for (_, side), text in zip(wanted, held, strict=True)])
+        own = [n for n, text in enumerate(held) if len(text) >= QUESTION_CHARACTERS]
+        wanted, held = [wanted[n] for n in own], [held[n] for n in own]
+        said = _without_shared(index, [(role, text) for _, role, text in texts])
+    else:
+        said = [text for _, _, text in texts]
     runs: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for text, window, holders in contained([_text(one.turns, ("user", "assistant")[side]) for one, side in wanted],
-                                           (text for _, text in texts)):
+    for text, window, holders in contained(held, said):
         runs[text, window].update(texts[holder][0] for holder in holders)
     found: dict[tuple[int, int], list[int]] = defaultdict(list)
     for (text, _window), holders in runs.items():

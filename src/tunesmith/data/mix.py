@@ -14,13 +14,31 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from tunesmith.data.quality.language import UNKNOWN, language_of
 from tunesmith.data.rows import Row
 from tunesmith.data.split import source
+from tunesmith.data.spool import Chosen
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Mix
 
 LENGTHS = (200, 500, 1000, 2000, 5000, 10000)
 """Borders of the length groups, in characters of the whole row."""
+
+
+def mix_all(rows: Sequence[Row], configs: Mix | list[Mix], seed: int) -> tuple[list[int], dict[str, list[int]]]:
+    """`mix` by each of these in order, each of what the one before kept. With several, groups are named `task: a`.
+
+    Raises:
+        DataError: as `mix` does.
+    """
+    if isinstance(configs, Mix):
+        return mix(rows, configs, seed)
+    numbers, tables = list(range(len(rows))), {}
+    for config in configs:
+        kept, table = mix(Chosen(rows, numbers), config, seed)
+        numbers = [numbers[i] for i in kept]
+        tables |= {f"{config.by}: {group}": counts for group, counts in table.items()}
+    return numbers, tables
 
 
 def mix(rows: Sequence[Row], config: Mix, seed: int) -> tuple[list[int], dict[str, list[int]]]:
@@ -70,7 +88,11 @@ def _length_group(row: Row) -> str:
 
 
 def _language(row: Row) -> str:
-    return str(row.meta.get("language") or row.meta.get("lang") or "unknown")
+    """The language that the row says it is in, else that of its answer, else of its prompt, as far as they can be told."""
+    if said := row.meta.get("language") or row.meta.get("lang"):
+        return str(said)
+    answer = language_of(row.answer)
+    return answer if answer != UNKNOWN else language_of(row.prompt)
 
 
 def _rank(row: Row, seed: int) -> bytes:

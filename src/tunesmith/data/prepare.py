@@ -20,7 +20,7 @@ from tunesmith.data import quality, style
 from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
-from tunesmith.data.mix import mix
+from tunesmith.data.mix import mix_all
 from tunesmith.data.normalise import rows_of
 from tunesmith.data.overflow import Overflow
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of
@@ -129,7 +129,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
         similar = Index(train, config.dedup.near).groups() if config.dedup.near is not None else ()
         numbers, others = split(train, config.split, seed, similar)
         train, held_out = Chosen(train, numbers), {"test": Chosen(train, others)}
-    numbers, shares = mix(train, config.mix, seed)
+    numbers, shares = mix_all(train, config.mix, seed)
     train = Chosen(train, numbers)
     findings += audit(train, held_out | evals, config.dedup.near)
     survey = quality.survey(train)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from tunesmith.data.boilerplate import Boilerplate
+
 GRAM = 5
 BATCH_CHARACTERS = 2_000_000
 HASH_BITS = 57
 TABLE_BITS = 22
-"""Counts are kept by the top bits of the hash: a collision makes a shingle look more common, and nothing else."""
+"""Counts are kept by the top bits of those 57: a collision makes a shingle look more common, and nothing else."""
 ROUNDING = 1e-9
 """0.7 * 10 is a little more than 7."""
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
@@ -42,7 +44,7 @@ class Sets:
 
 
 def commonness(texts: list[str]) -> np.ndarray:
-    """How common a shingle is among folded texts, 0 to 127 on a logarithmic scale, by the top bits of its hash."""
+    """How common a shingle is among folded texts, 0 to 127 on a logarithmic scale, by its place in the table."""
     return levels(count(texts))
 
 
@@ -51,8 +53,8 @@ def count(texts: list[str]) -> np.ndarray:
     import numpy as np
 
     counts = np.zeros(1 << TABLE_BITS, dtype=np.int64)
-    for batch in _batches(texts):
-        counts += np.bincount((_hashes(batch)[0] >> np.uint64(64 - TABLE_BITS)).astype(np.int64), minlength=len(counts))
+    for batch in batches(texts):
+        counts += np.bincount(places(hashed(batch)[0]), minlength=len(counts))
     return counts
 
 
@@ -60,7 +62,14 @@ def levels(counts: np.ndarray) -> np.ndarray:
     """Counts on the scale of `commonness`."""
     import numpy as np
 
-    return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint64)
+    return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint8)
+
+
+def places(numbers: np.ndarray) -> np.ndarray:
+    """Where shingles stand in a table of counts, by their hashes or their numbers."""
+    import numpy as np
+
+    return (numbers >> np.uint64(HASH_BITS - TABLE_BITS) & np.uint64((1 << TABLE_BITS) - 1)).astype(np.int64)
 
 
 def signature_words(texts: list[str]) -> int:
@@ -74,14 +83,20 @@ def words_for(characters: int, texts: int) -> int:
     return min(32, max(2, 1 << (average // 32).bit_length()))
 
 
-def sets(texts: list[str], common: np.ndarray, words: int) -> Sets:
-    """The shingle sets of folded texts, in the order that `common` gives, with signatures of so many 64-bit words."""
+def sets(texts: list[str], common: np.ndarray, words: int, shared: Boilerplate | None = None) -> Sets:
+    """The shingle sets of folded texts, in the order that `common` gives, with signatures of so many 64-bit words.
+
+    Shingles that a text has only from what it shares with many are left out.
+    """
     import numpy as np
 
     numbers, sizes, signatures = [], [], []
-    for batch in _batches(texts):
-        hashes, counts = _hashes(batch)
-        found = common[(hashes >> np.uint64(64 - TABLE_BITS)).astype(np.int64)] << np.uint64(HASH_BITS)
+    for batch in batches(texts):
+        hashes, counts = hashed(batch)
+        if shared:
+            keep = shared.keep(hashes, counts)
+            hashes, counts = hashes[keep], np.add.reduceat(keep, np.cumsum(counts) - counts, dtype=np.int64)
+        found = common[places(hashes)].astype(np.uint64) << np.uint64(HASH_BITS)
         found |= hashes & np.uint64((1 << HASH_BITS) - 1)
         ends = np.cumsum(counts)
         for start, end in zip((ends - counts).tolist(), ends.tolist(), strict=True):
@@ -120,7 +135,7 @@ def spans(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
-def _batches(texts: list[str]) -> Iterator[list[str]]:
+def batches(texts: list[str]) -> Iterator[list[str]]:
     """Texts in groups of some two million characters, so that working memory does not grow with the corpus."""
     batch, size = [], 0
     for text in texts:
@@ -133,7 +148,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of the shingles of all texts, how many each text has); repeated ones are repeated."""
     import numpy as np
 
@@ -157,5 +172,7 @@ def _signatures(numbers: np.ndarray, sizes: np.ndarray, words: int) -> np.ndarra
 
     starts = np.cumsum(sizes) - sizes
     bits = np.uint64(1) << (numbers & np.uint64(63))
+    if not words:
+        return np.zeros((len(sizes), 0), np.uint64)
     word = (numbers >> np.uint64(6)) & np.uint64(words - 1)
     return np.stack([np.bitwise_xor.reduceat(np.where(word == w, bits, np.uint64(0)), starts) for w in range(words)], axis=1)

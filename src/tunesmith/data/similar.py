@@ -1,8 +1,9 @@
 """Rows that say nearly the same thing: all of them, found fast.
 
 Two rows are near-duplicates when both their prompts and their answers are: Jaccard similarity of folded character
-5-grams >= threshold, on each side. Prompts that every row shares (a style corpus) or answers that all look alike
-(JSON with the same keys) make no duplicates by themselves.
+5-grams >= threshold, on each side: of all of them, and of those that are left without what many rows share, such as an
+instruction inside every prompt (tunesmith.data.boilerplate). Prompts that every row shares (a style corpus) or answers that
+all look alike (JSON with the same keys) make no duplicates by themselves.
 
 Three filters pass over rows that cannot be near, none of them ever over one that is:
 
@@ -18,12 +19,22 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tunesmith.data.boilerplate import Boilerplate, boilerplate
 from tunesmith.data.rows import Row
-from tunesmith.data.shingles import GRAM, Sets, at_least_shared, at_most_different, commonness, sets, signature_words, spans
+from tunesmith.data.shingles import (
+    GRAM,
+    Sets,
+    at_least_shared,
+    at_most_different,
+    commonness,
+    sets,
+    signature_words,
+    spans,
+)
 from tunesmith.store.files import canonical_json
 
 if TYPE_CHECKING:
@@ -75,7 +86,10 @@ class _Side:
     """
 
     common: np.ndarray
+    shared: Boilerplate | None
     sets: Sets
+    rest: Sets
+    """What is left of the sets without boilerplate; the sets themselves where there is none."""
     entries: np.ndarray
     """Prefix of text i: entries[i]:entries[i + 1]."""
     rows: np.ndarray
@@ -89,14 +103,15 @@ class _Side:
 class Index:
     """Near-duplicate search among `rows`. Rows that are equal after folding are searched once."""
 
-    def __init__(self, rows: list[Row], threshold: float):
+    def __init__(self, rows: list[Row], threshold: float, shared: Sequence[Boilerplate | None] = ()):
+        """`shared` is boilerplate of prompts and of answers, where these rows are not the corpus it is told from."""
         self.threshold = threshold
         self._rows = rows
         same: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             same[fold(row.prompt), fold(row.answer)].append(i)
         self._same = list(same.values())
-        self._sides = [_side([texts[n] for texts in same], threshold) for n in (0, 1)]
+        self._sides = [_side([texts[n] for texts in same], threshold, *shared[n : n + 1]) for n in (0, 1)]
 
     def near(self, row: Row) -> list[tuple[int, float]]:
         """Numbers of all near-duplicates of `row`, each with the smaller of both sides' similarities, in order."""
@@ -109,16 +124,20 @@ class Index:
         if not self._rows:
             yield from ([] for _ in rows)
             return
-        asked = [sets([fold(text) for text in texts], side.common, side.sets.signatures.shape[1])
-                 for texts, side in zip(([r.prompt for r in rows], [r.answer for r in rows]), self._sides, strict=True)]
+        asked = [_asked(side, [fold(text) for text in texts])
+                 for side, texts in zip(self._sides, ([r.prompt for r in rows], [r.answer for r in rows]), strict=True)]
         for n in range(len(rows)):
             found = self._candidates([_look_up(side, one[n], self.threshold)
-                                      for side, one in zip(self._sides, asked, strict=True)])
-            found = self._possible([(one[n], one.signatures[n]) for one in asked], found)
-            similarity = self._similarity([one[n] for one in asked], found)
-            near = similarity >= self.threshold
-            yield sorted((i, s) for m, s in zip(found[near].tolist(), similarity[near].astype(np.float64).tolist(), strict=True)
+                                      for side, (one, _) in zip(self._sides, asked, strict=True)])
+            found = self._possible([(one[n], one.signatures[n]) for one, _ in asked], found)
+            found, similarity = self._near([(one[n], rest[n]) for one, rest in asked], found)
+            yield sorted((i, s) for m, s in zip(found.tolist(), similarity.astype(np.float64).tolist(), strict=True)
                          for i in self._same[m])
+
+    def without_shared(self, texts: list[str], side: int) -> Iterator[str]:
+        """Folded prompts (0) or answers (1) less what many training rows share."""
+        shared = self._sides[side].shared if self._rows else None
+        return shared.without(texts) if shared else iter(texts)
 
     def groups(self) -> list[list[int]]:
         """Numbers of rows that are connected by near-duplicates, in groups of two and more, each in order."""
@@ -127,11 +146,12 @@ class Index:
         label = np.arange(len(self._same))
         members = {n: [n] for n in range(len(self._same))}
         for n in range(len(self._same)):
-            own = [(side.sets[n], side.sets.signatures[n]) for side in self._sides]
-            found = self._possible(own, self._candidates([_before(side, n) for side in self._sides]))
+            found = self._candidates([_before(side, n) for side in self._sides])
+            found = self._possible([(side.sets[n], side.sets.signatures[n]) for side in self._sides], found)
+            own = [(side.sets[n], side.rest[n]) for side in self._sides]
             while len(found := found[label[found] != label[n]]):
                 some, found = found[:AT_ONCE], found[AT_ONCE:]
-                for other in some[self._similarity([numbers for numbers, _ in own], some) >= self.threshold].tolist():
+                for other in self._near(own, some)[0].tolist():
                     _join(label, members, n, other)
         groups = [sorted(i for n in group for i in self._same[n]) for group in members.values()]
         return sorted(group for group in groups if len(group) > 1)
@@ -155,16 +175,26 @@ class Index:
             found = found[np.bitwise_count(side.sets.signatures[found] ^ signature).sum(axis=1) <= limit]
         return found
 
-    def _similarity(self, asked: list[np.ndarray], found: np.ndarray) -> np.ndarray:
-        """The smaller of both sides' Jaccard similarities."""
+    def _near(self, asked: list[tuple[np.ndarray, np.ndarray]], found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those of them that are near, and how near: the smallest similarity of both sides, whole and without boilerplate."""
         import numpy as np
 
         least = np.ones(len(found))
-        if not len(found):
-            return least
-        for numbers, side in zip(asked, self._sides, strict=True):
-            least = np.minimum(least, similarities(numbers, side.sets, found))
-        return least
+        pairs = [pair for (whole, rest), side in zip(asked, self._sides, strict=True)
+                 for pair in ([(whole, side.sets), (rest, side.rest)] if side.shared else [(whole, side.sets)])]
+        for numbers, known in pairs:
+            if not len(found):
+                break
+            least = np.minimum(least, similarities(numbers, known, found))
+            near = least >= self.threshold
+            found, least = found[near], least[near]
+        return found, least
+
+
+def _asked(side: _Side, texts: list[str]) -> tuple[Sets, Sets]:
+    """Sets of folded texts that are not in the corpus, and what is left of them without its boilerplate."""
+    found = sets(texts, side.common, side.sets.signatures.shape[1])
+    return found, sets(texts, side.common, 0, side.shared) if side.shared else found
 
 
 def similarities(numbers: np.ndarray, known: Sets, found: np.ndarray) -> np.ndarray:
@@ -184,11 +214,13 @@ def prefix_lengths(sizes: np.ndarray, threshold: float) -> np.ndarray:
     return sizes - at_least_shared(sizes, threshold) + 1
 
 
-def _side(texts: list[str], threshold: float) -> _Side:
+def _side(texts: list[str], threshold: float, *told: Boilerplate | None) -> _Side:
     import numpy as np
 
     common = commonness(texts)
     found = sets(texts, common, signature_words(texts))
+    shared = told[0] if told else boilerplate(texts, found)
+    rest = sets(texts, common, 0, shared) if shared else found
     lengths = prefix_lengths(found.sizes, threshold)
     prefixes = found.numbers[spans(found.starts[:-1], found.starts[:-1] + lengths)]
     order = np.argsort(prefixes, kind="stable")
@@ -197,7 +229,8 @@ def _side(texts: list[str], threshold: float) -> _Side:
     own = np.empty(len(order), dtype=np.int64)
     own[order] = np.arange(len(order))
     rows = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)[order]
-    return _Side(common, found, np.concatenate([[0], np.cumsum(lengths)]), rows, bounds[group], own, known, bounds)
+    entries = np.concatenate([[0], np.cumsum(lengths)])
+    return _Side(common, shared, found, rest, entries, rows, bounds[group], own, known, bounds)
 
 
 def _before(side: _Side, n: int) -> tuple[np.ndarray, np.ndarray]:

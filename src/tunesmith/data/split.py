@@ -38,20 +38,28 @@ def split(rows: Sequence[Row], config: Split, seed: int, similar: Sequence[Seque
         held_out = _drawn(rows, groups, config, seed, stratum)
     train = [i for i in range(len(rows)) if i not in held_out]
     if not train or not held_out:
-        raise one_sided(config, len(set(_groups(rows, config.by, similar))) if config.by != "time" else len(rows))
+        count = len(set(_groups(rows, config.by, similar))) if config.by != "time" else len(rows)
+        raise one_sided(config, count, all("chapter" in row.meta for row in rows))
     return train, sorted(held_out)
 
 
-def one_sided(config: Split, count: int) -> DataError:
-    """The error that nothing would be left on one side of so many groups."""
+def one_sided(config: Split, count: int, chapters: bool) -> DataError:
+    """The error that nothing would be left on one side of so many groups, of rows that all say their chapter or do not."""
     what = {"source": "file", "random": "distinct row"}.get(config.by, f"group of {config.by!r}")
     return DataError(f"cannot hold out {config.test:.0%} of {count} {what}{'s' * (count != 1)}",
-                     fix="give more data, name a test file in data.test, or split by random")
+                     fix="hold out whole chapters with data.split.by: chapter, or name a test file in data.test"
+                     if chapters and config.by == "source"
+                     else "give more data, name a test file in data.test, or split by random")
 
 
 def source(row: Row) -> str:
     """The file a row came from."""
     return row.where.rsplit(":", 1)[0]
+
+
+def chapter(row: Row) -> str:
+    """The chapter a row came from, of its `source` if it names one: two books may both have a first chapter."""
+    return f"{row.meta.get('source', '')}\0{field('chapter')(row)}"
 
 
 def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, stratum: Callable[[Row], str] | None) -> set[int]:
@@ -113,7 +121,7 @@ def _groups(rows: Sequence[Row], by: str, similar: Sequence[Sequence[int]]) -> l
 
 def group_name(by: str) -> Callable[[Row], str | bytes]:
     """What rows of one group have in common: their content, file or key."""
-    return content_digest if by == "random" else source if by == "source" else field(by)
+    return {"random": content_digest, "source": source, "chapter": chapter}.get(by) or field(by)
 
 
 def _newest(rows: Sequence[Row], share: float) -> set[int]:

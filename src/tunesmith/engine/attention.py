@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from tunesmith.engine.native.build import library_for
+from tunesmith.engine.native.functions import LANES, Attention
 from tunesmith.engine.packing import Bucket, Layout
 
 NAME = "tunesmith_packed"
@@ -28,26 +30,30 @@ def no_mask(*_args, **_kwargs) -> None:
 
 
 def packed_attention(module, query_1HTD, key_1KTD, value_1KTD, attention_mask, scaling=None, dropout=0.0,
-                     packing: Layout | None = None, **_kwargs):
-    """Causal attention inside each row of the pack.
+                     packing: Layout | None = None, sliding_window: int | None = None, softcap: float | None = None, **_kwargs):
+    """Causal attention inside each row of the pack; of the last `sliding_window` tokens, itself included, if that is given.
 
     Raises:
-        ValueError: without a `packing` layout, or with a mask or dropout that would be ignored.
+        ValueError: without a `packing` layout, or with a mask, dropout or cap that would be ignored.
     """
-    if packing is None or attention_mask is not None or dropout:
-        raise ValueError("packed attention takes packing=Layout, no attention mask and no attention dropout")
+    if packing is None or attention_mask is not None or dropout or softcap:
+        raise ValueError("packed attention takes packing=Layout, no attention mask, no attention dropout and no soft cap")
     if query_1HTD.shape[2] != packing.positions_T.shape[0]:
         raise ValueError(f"the layout has {packing.positions_T.shape[0]} tokens, the pack {query_1HTD.shape[2]}")
+    library = library_for(query_1HTD)
+    if library and query_1HTD.shape[-1] % LANES == 0:
+        scale = query_1HTD.shape[-1]**-0.5 if scaling is None else scaling
+        return Attention.apply(library, query_1HTD, key_1KTD, value_1KTD, packing.starts, scale, sliding_window), None
     if packing.whole:
-        out_1HTD = _causal(query_1HTD, key_1KTD, value_1KTD, scaling)
+        out_1HTD = _causal(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window)
         return out_1HTD.transpose(1, 2).contiguous(), None
-    parts = [_attend(b, query_1HTD, key_1KTD, value_1KTD, scaling) for b in packing.buckets]
+    parts = [_attend(b, query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window) for b in packing.buckets]
     out_THD = torch.cat(parts) if len(parts) > 1 else parts[0]
     order = torch.cat([b.scatter for b in packing.buckets]) if len(parts) > 1 else packing.buckets[0].scatter
     return torch.empty_like(out_THD).index_copy(0, order, out_THD).unsqueeze(0), None
 
 
-def _attend(bucket: Bucket, query_1HTD, key_1KTD, value_1KTD, scaling) -> torch.Tensor:
+def _attend(bucket: Bucket, query_1HTD, key_1KTD, value_1KTD, scaling, window) -> torch.Tensor:
     rows, longest = bucket.gather_RL.shape
     index = bucket.gather_RL.flatten()
 
@@ -56,19 +62,22 @@ def _attend(bucket: Bucket, query_1HTD, key_1KTD, value_1KTD, scaling) -> torch.
         x_THD = x_1HTD.squeeze(0).transpose(0, 1)
         return x_THD.index_select(0, index).view(rows, longest, heads, size).transpose(1, 2)
 
-    out_RHLD = _causal(rectangle(query_1HTD), rectangle(key_1KTD), rectangle(value_1KTD), scaling)
+    out_RHLD = _causal(rectangle(query_1HTD), rectangle(key_1KTD), rectangle(value_1KTD), scaling, window)
     out_NHD = out_RHLD.transpose(1, 2).flatten(0, 1)
     return out_NHD if bucket.full else out_NHD.index_select(0, bucket.keep)
 
 
-def _causal(q_RHLD, k_RKLD, v_RKLD, scaling) -> torch.Tensor:
+def _causal(q_RHLD, k_RKLD, v_RKLD, scaling, window) -> torch.Tensor:
+    length = q_RHLD.shape[2]
+    window = window if window and window < length else None
     if q_RHLD.device.type == "cpu":
-        return _causal_cpu(q_RHLD, k_RKLD, v_RKLD, scaling)
-    return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, is_causal=True, scale=scaling,
+        return _causal_cpu(q_RHLD, k_RKLD, v_RKLD, scaling, window)
+    seen = ~_unseen(length, window, q_RHLD.device) if window else None
+    return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=seen, is_causal=seen is None, scale=scaling,
                                           enable_gqa=q_RHLD.shape[1] != k_RKLD.shape[1])
 
 
-def _causal_cpu(q_RHLD, k_RKLD, v_RKLD, scaling) -> torch.Tensor:
+def _causal_cpu(q_RHLD, k_RKLD, v_RKLD, scaling, window) -> torch.Tensor:
     """Explicit matmul, softmax, matmul in float32, the query heads of one KV head folded into its rows.
 
     On short rows this beats every SDPA kernel of the CPU, and float32 is both faster and closer to exact than
@@ -81,7 +90,12 @@ def _causal_cpu(q_RHLD, k_RKLD, v_RKLD, scaling) -> torch.Tensor:
     q = q_RHLD.float().reshape(rows, kv_heads, group * length, size)
     k, v = k_RKLD.float(), v_RKLD.float()
     scores = torch.matmul(q * scale, k.transpose(2, 3)).view(rows, kv_heads, group, length, length)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    weights = scores.masked_fill(_unseen(length, window, q.device), float("-inf")).softmax(-1)
     out = torch.matmul(weights.view(rows, kv_heads, group * length, length), v)
     return out.view(rows, heads, length, size).to(q_RHLD.dtype)
+
+
+def _unseen(length: int, window: int | None, device) -> torch.Tensor:
+    """[query, key]: keys that come later, or that many tokens or more before."""
+    everything = torch.ones(length, length, dtype=torch.bool, device=device)
+    return everything.triu(1) | everything.tril(-window) if window else everything.triu(1)

@@ -3,10 +3,11 @@
 Memory counts what the fast path keeps for the backward pass, per token and layer (d hidden, f inner, q and kv the
 widths of the query and key/value projections, h heads, L the longest row, b bytes of the dtype):
 
-    two norms          2 * 4d          upcast inputs
-    linear inputs      b * (2d + q + f)
-    attention          4 * (2q + 2kv) + 4hL        float32 rectangles and weights
-    SwiGLU             b * 3f
+                       with kernels in C            without
+    two norms          2bd + 8                      8d              upcast inputs
+    linear inputs      b(2d + q + f)                b(2d + q + f)
+    attention          b(q + 2kv) + 4h              4(2q + 2kv) + 4hL    float32 rectangles and weights
+    gate               2bf                          3bf
 
 Time counts matmuls: 2 FLOPs a weight and token forward, 2 backward (frozen weights get no gradient), the head only
 where there is a label.
@@ -15,6 +16,8 @@ where there is a label.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from tunesmith.engine.loss import CHUNK_TOKENS
 
 MATMUL_SHARE = 0.4
 """Of a step's time; the rest is memory traffic. As measured on two CPU cores; benchmarks/step.py prints what it is on yours."""
@@ -49,14 +52,18 @@ class Shape:
                    trainable=trainable, bytes_per_weight=bytes_per_weight)
 
 
-def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int) -> int:
-    """Resident set at the largest step, in bytes."""
+def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, kernels: bool) -> int:
+    """Resident set at the largest step, in bytes; `kernels`: tunesmith.engine.native is used."""
     b = s.bytes_per_weight
-    per_token = (8 * s.hidden + b * (2 * s.hidden + s.query + s.inner) + 4 * (2 * s.query + 2 * s.key_value)
-                 + 4 * s.heads * longest + 3 * b * s.inner)
+    inputs = b * (2 * s.hidden + s.query + s.inner)
+    if kernels:
+        between = 2 * b * s.hidden + 8 + b * (s.query + 2 * s.key_value) + 4 * s.heads + 2 * b * s.inner
+        head = b * CHUNK_TOKENS * s.vocabulary
+    else:
+        between = 8 * s.hidden + 8 * (s.query + s.key_value) + 4 * s.heads * longest + 3 * b * s.inner
+        head = 3 * 4 * CHUNK_TOKENS * s.vocabulary
     weights = s.parameters * b + s.trainable * (4 + 4 + 8)  # float32 weight, gradient, Adam's two moments
-    head = 3 * 4 * 256 * s.vocabulary
-    return int(PROCESS_BYTES + weights + per_token * s.layers * pack_tokens + head)
+    return int(PROCESS_BYTES + weights + (inputs + between) * s.layers * pack_tokens + head)
 
 
 def seconds(s: Shape, tokens: int, trained_tokens: int, flops_per_second: float) -> float:

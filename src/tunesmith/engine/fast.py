@@ -12,10 +12,15 @@ import torch
 from tunesmith.engine import attention
 from tunesmith.engine.lora_linear import fused_forward
 from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss
+from tunesmith.engine.native import build
+from tunesmith.engine.native.replace import replace
 from tunesmith.engine.packing import layout
 
-KNOWN_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Decoders whose attention is plain causal softmax and whose logits are head(hidden). Tested one by one."""
+KNOWN_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
+"""Decoders whose attention is causal softmax and whose logits are head(hidden). Tested one by one."""
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+CHANGES = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+"""Settings of a config that make it another model than the one described above."""
 
 
 def why_not(model, max_tokens: int) -> str | None:
@@ -23,24 +28,47 @@ def why_not(model, max_tokens: int) -> str | None:
     config = model.get_base_model().config
     if config.model_type not in KNOWN_ARCHITECTURES:
         return f"architecture {config.model_type!r} is not one of {', '.join(sorted(KNOWN_ARCHITECTURES))}"
-    window = getattr(config, "sliding_window", None)
-    if window and max_tokens > window:
-        return f"rows of up to {max_tokens} tokens are longer than the sliding attention window of {window}"
-    if (rope := config.rope_parameters["rope_type"]) in ("dynamic", "longrope"):
-        return f"its {rope} position encoding of one row depends on the longest row of the pack"
-    if getattr(config, "attention_dropout", 0.0):
-        return "the base trains with attention dropout"
+    for name in (*DROPOUTS, *CHANGES):
+        if getattr(config, name, None):
+            return f"the base is set to {name} = {getattr(config, name)}"
+    for rope in _ropes(config):
+        if reason := _depends_on_other_rows(rope, config, max_tokens):
+            return reason
     for name, layer in _lora_layers(model):
         if not _is_plain(layer):
             return f"{name} has dropout, a bias or a LoRA variant"
     return None
 
 
-def accelerate(model) -> None:
-    """Switch a PEFT model, in place, to packed attention and fused LoRA linears."""
+def _ropes(config) -> list[dict]:
+    """Parameters of the rotary embeddings: one, or one for each kind of layer."""
+    found = config.rope_parameters
+    return [found] if "rope_type" in found else list(found.values())
+
+
+def _depends_on_other_rows(rope: dict, config, max_tokens: int) -> str | None:
+    """Dynamic and long encodings change with the longest row that they see, if it is longer than what was pretrained."""
+    kind = rope["rope_type"]
+    if kind not in ("dynamic", "longrope"):
+        return None
+    usual = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if max_tokens <= usual:
+        return None
+    return f"its {kind} position encoding of one row depends on the longest row of the pack beyond {usual} tokens"
+
+
+def accelerate(model) -> str | None:
+    """Switch a PEFT model, in place, to packed attention, fused LoRA linears and, on a CPU, kernels in C.
+
+    Returns the reason why there are no kernels and torch's own operations do their work, or None.
+    """
+    reason = build.start() if next(model.parameters()).device.type == "cpu" else None
+    if not reason:
+        replace(model.get_base_model())
     attention.register()
     model.get_base_model().set_attn_implementation(attention.NAME)
     fuse(model)
+    return reason
 
 
 def fuse(model) -> None:
@@ -63,9 +91,10 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
     tokens_1T = torch.tensor([t for tokens, _ in rows for t in tokens], device=device).unsqueeze(0)
     labels_T = torch.tensor([t for _, labels in rows for t in labels], device=device)
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    hidden_1TD = decoder(input_ids=tokens_1T, position_ids=plan.positions_T.unsqueeze(0), use_cache=False,
-                         packing=plan).last_hidden_state
-    return chunked_loss(hidden_1TD.squeeze(0), causal_lm.get_output_embeddings(), labels_T)
+    with build.used():
+        hidden_1TD = decoder(input_ids=tokens_1T, position_ids=plan.positions_T.unsqueeze(0), use_cache=False,
+                             packing=plan).last_hidden_state
+        return chunked_loss(hidden_1TD.squeeze(0), causal_lm.get_output_embeddings(), labels_T)
 
 
 def _is_plain(layer) -> bool:

@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from tunesmith.engine.native.build import library_for
+from tunesmith.engine.native.functions import cross_entropy
+
 IGNORE = -100
 CHUNK_TOKENS = 256
 GRAIN = 64
@@ -30,10 +33,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
         for begin in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
             part = slice(begin, begin + CHUNK_TOKENS)
-            logits_CV = (hidden_ND[part] @ weight_VD.T).float()
+            labels_C = labels_N[part]
+            logits_CV = hidden_ND[part] @ weight_VD.T
+            if library := library_for(logits_CV):
+                if bias_V is not None:
+                    logits_CV += bias_V
+                loss_C, hits_C = cross_entropy(library, logits_CV, labels_C, needs_grad)
+                total += loss_C.sum()
+                hits += hits_C.sum()
+                if needs_grad:
+                    torch.mm(logits_CV, weight_VD, out=grad_ND[part])
+                continue
+            logits_CV = logits_CV.float()
             if bias_V is not None:
                 logits_CV += bias_V.float()
-            labels_C = labels_N[part]
             hits += (logits_CV.argmax(-1) == labels_C).sum()
             logp_CV = logits_CV.log_softmax(-1)
             real_C = labels_C != IGNORE

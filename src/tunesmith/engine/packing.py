@@ -41,6 +41,8 @@ class Layout:
     """Where each row of a pack lies."""
 
     lengths: tuple[int, ...]
+    starts: torch.Tensor
+    """R + 1 numbers on the CPU: row r is tokens starts[r] to starts[r + 1]."""
     positions_T: torch.Tensor
     buckets: tuple[Bucket, ...]
     whole: bool
@@ -49,7 +51,7 @@ class Layout:
 
 def layout(lengths: list[int], device: torch.device | str = "cpu") -> Layout:
     """Plan a pack of rows with these lengths, in this order."""
-    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.cat([torch.arange(n) for n in lengths])
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     groups: list[list[int]] = []
@@ -59,7 +61,7 @@ def layout(lengths: list[int], device: torch.device | str = "cpu") -> Layout:
         else:
             groups.append([i])
     buckets = tuple(_bucket([(int(starts[i]), lengths[i]) for i in sorted(g)], device) for g in groups)
-    return Layout(tuple(lengths), positions.to(device), buckets, whole=len(lengths) == 1)
+    return Layout(tuple(lengths), starts, positions.to(device), buckets, whole=len(lengths) == 1)
 
 
 def _bucket(spans: list[tuple[int, int]], device: torch.device | str) -> Bucket:

@@ -164,11 +164,17 @@ def _is_union_tag(part: str) -> bool:
 
 
 def _fields_at(path: tuple) -> list[str]:
+    def inside(annotation) -> typing.Iterator[type]:
+        yield annotation
+        for argument in typing.get_args(annotation):
+            yield from inside(argument)
+
     model: type[Section] | None = Recipe
     for part in path:
+        if isinstance(part, int):
+            continue  # an entry of a list has the fields of the list's type
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        candidates = (annotation, *typing.get_args(annotation))
-        model = next((a for a in candidates if isinstance(a, type) and issubclass(a, Section)), None)
+        model = next((a for a in inside(annotation) if isinstance(a, type) and issubclass(a, Section)), None)
     return list(model.model_fields) if model else []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -31,8 +31,8 @@ class Split(Section):
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Share of rows held out when the recipe names no test file. 0.1 to 0.2 is usual."""
     by: Annotated[str, Field(min_length=1)] = "random"
-    """`random`; `source` keeps all rows of one file on one side; `time` holds out the newest; any other name is a key of
-    the rows (author, group, ...), and all rows with one value stay on one side."""
+    """`random`; `source` keeps all rows of one file on one side, `chapter` all passages of a chapter of text; `time` holds out
+    the newest; any other name is a key of the rows (author, group, ...), and all rows with one value stay on one side."""
     stratify: str | None = None
     """A key of the rows, or `answer`: every value of it is held out in the same share."""
 
@@ -41,7 +41,8 @@ class Mix(Section):
     """Which share of the training rows each group gives. Rows are left out, never repeated."""
 
     by: Annotated[str, Field(min_length=1)] = "source"
-    """`source` (a row's `source` key, else its file), `length` (characters), `language`, or any key of the rows (task, ...)."""
+    """`source` (a row's `source` key, else its file), `length` (characters), `language` (a row's key, else as detected in its
+    answer, else in its prompt), or any key of the rows (task, ...)."""
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Shares of the named groups in the mix; groups that are not named give nothing. Empty: all rows."""
     caps: dict[str, Annotated[int, Field(ge=1)]] | Annotated[int, Field(ge=1)] | None = None
@@ -91,7 +92,9 @@ class Data(Section):
                     "kto"] = "auto"
     """Of rows; .txt and .md files are always text."""
     dedup: Dedup = Dedup()
-    mix: Mix = Mix()
+    mix: Annotated[Annotated[Mix, Tag("dict[mix]")] | Annotated[list[Mix], Field(min_length=1), Tag("list[mix]")],
+                   Discriminator(lambda mix: "list[mix]" if isinstance(mix, list) else "dict[mix]")] = Mix()
+    """One section, or a list of them: each is applied to what the one before it left."""
     repair: bool = False
     """Repair what is safe to repair: broken encodings, invisible characters, line ends, white space after answers. Another
     dataset is made of it, and `tunesmith data diff` shows every change."""

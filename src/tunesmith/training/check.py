@@ -55,6 +55,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tunesmith.engine import estimate as arithmetic
+    from tunesmith.engine.native import build
     from tunesmith.engine.precision import choose
     from tunesmith.methods import lora
     from tunesmith.models.load import parameter_count, quiet_transformers
@@ -70,6 +71,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
     matched = lora.targets(model, recipe.method)
     trainable = lora.trainable_parameters(matched, recipe.method.rank)
     choice = choose(recipe.train.dtype)
+    kernels = choice.device == "cpu" and build.start() is None
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
     tokens = dataset.tokens(TRAIN)
     lengths = tokens.lengths
@@ -78,7 +80,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
     packs = [sum(lengths[r] for r in pack) for step in steps for pack in step.packs]
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     return {
-        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths)),
+        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels),
         "seconds": round(arithmetic.seconds(shape, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
         "trainable_parameters": trainable, "adapter_bytes": 4 * trainable, "steps": len(steps), "tokens": sum(packs),
         "matched_layers": len(matched), "dtype": str(choice.dtype).removeprefix("torch."),

@@ -156,8 +156,9 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
     if reason:
         say(f"chose engine=plain ({reason})")
         return "plain", plain.forward_loss
-    fast.accelerate(model)
-    say("chose engine=fast (packed rows, fused LoRA, chunked loss)")
+    without = fast.accelerate(model)
+    say("chose engine=fast (packed rows, fused LoRA, chunked loss, "
+        + (f"no kernels in C: {without})" if without else "kernels in C)"))
     return "fast", fast.forward_loss
 
 
@@ -216,6 +217,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
 
     from tunesmith.data.pack import plan_steps
     from tunesmith.engine.memory import peak_bytes
+    from tunesmith.engine.native import build
     from tunesmith.methods import lora
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
@@ -226,6 +228,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     torch.manual_seed(recipe.train.seed)
     model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
     engine, forward_loss = prepare_engine(model, recipe, say)
+    kernels = build.digest() if engine == "fast" else "torch"
     pack = recipe.train.tokens_per_pack or recipe.train.tokens_per_step
     steps = plan_steps(tokens.lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
@@ -239,9 +242,11 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
         say(f"resuming {run.path.name} after step {start}")
+        if kernels != state.get("kernels", "torch"):
+            say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
         run.event("resumed", after_step=start)
-    run.update(status="running", engine=engine, trainable_parameters=trainable, total_steps=len(steps), error=None,
-               rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id)
+    run.update(status="running", engine=engine, kernels=kernels, trainable_parameters=trainable, total_steps=len(steps),
+               error=None, rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id)
     try:
         outcome = loop.train(training, start)
     except BaseException:

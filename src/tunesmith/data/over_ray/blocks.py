@@ -15,12 +15,15 @@ from tunesmith.data.spool import decode
 from tunesmith.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from ray.data import Dataset
 
 FILE_BITS = 40
 BATCH_ROWS = 4096
 """Rows that a worker holds decoded at a time."""
+COUNTED_ROWS = 50_000
+"""Rows whose counts are added up before they are sent."""
 PARTS = 200
 """Buckets of a grouping: ten million rows of a kilobyte make 50 MB each."""
 
@@ -56,6 +59,25 @@ def grouped(ds: Dataset, one: Callable, parts: int) -> Dataset:
 def tables(ds: Dataset) -> Iterator[pa.Table]:
     """What is brought to this process, batch by batch."""
     yield from ds.iter_batches(batch_format="pyarrow", batch_size=BATCH_ROWS)
+
+
+def sparse(counts: np.ndarray, side: int) -> pa.Table:
+    """Counts of a block: where they are not 0, and how many. Those of side 1 follow those of side 0, of the same shape."""
+    import numpy as np
+    import pyarrow as pa
+
+    there = np.flatnonzero(counts)
+    return pa.table({"place": there + side * counts.size, "count": counts.ravel()[there]})
+
+
+def dense(ds: Dataset, shape: tuple[int, ...], join: np.ufunc | None = None) -> np.ndarray:
+    """`sparse` counts of all blocks in one array: added up, or joined by another ufunc whose neutral element is 0."""
+    import numpy as np
+
+    whole = np.zeros(shape, np.int64)
+    for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
+        (join or np.add).at(whole.reshape(-1), table["place"].to_numpy(), table["count"].to_numpy())
+    return whole
 
 
 def records(ds: Dataset) -> list[dict]:

@@ -3,7 +3,8 @@
     count      shingles of every block, added up: one order for all, the rarest first
     prefix     each row sends the first shingles of both sides to buckets, and asks on the side where they are rarer
     join       in a bucket, who asks meets whoever has the shingle; sizes and signatures travel along and turn most away
-    verify     what is left is compared in full, a pair of blocks at a time
+    shared     what many texts have in common is told from all of them (over_ray.shared), and sent to every worker
+    verify     what is left is compared in full and without what is shared, a pair of blocks at a time
 
 Two rows that are near share a prefix shingle on each side, so one of them meets the other whichever side it asks on: no pair is
 missed. Pairs are as many as they are: a text that stands a thousand times makes half a million of them.
@@ -11,12 +12,14 @@ missed. Pairs are as many as they are: a text that stands a thousand times makes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tunesmith.data.over_ray.blocks import BATCH_ROWS, PARTS, grouped, library, mapped, tables
+from tunesmith.data.over_ray.blocks import BATCH_ROWS, COUNTED_ROWS, PARTS, dense, grouped, library, mapped, rows, sparse
+from tunesmith.data.over_ray.shared import PLACES, boilerplates, sides
 from tunesmith.data.shingles import HASH_BITS, at_most_different, count, levels, sets, spans, words_for
-from tunesmith.data.similar import fold, prefix_lengths, similarities
+from tunesmith.data.similar import prefix_lengths, similarities
 from tunesmith.data.spool import decode
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 
 POSITION_BITS = 32
 PAIRS_AT_ONCE = 1 << 20
-COUNTED_ROWS = 50_000
-"""Rows whose counts are added up before they are sent."""
 
 
 def near_pairs(ds: Dataset, threshold: float, parts: int = PARTS, told: dict | None = None) -> Dataset:
@@ -40,8 +41,8 @@ def near_pairs(ds: Dataset, threshold: float, parts: int = PARTS, told: dict | N
     ray = library()
     ds = ds.materialize()
     blocks = ds.to_arrow_refs()
-    table, words = _counted(ds)
-    common = [ray.put(table)]
+    order, words = _counted(ds)
+    common, shared = [ray.put(order)], [ray.put(boilerplates(ds, parts))]
     numbers = ray.data.from_arrow([pa.table({"block": [n]}) for n in range(len(blocks))])
     prefixes = partial(_prefixes, blocks=blocks, common=common, words=words, threshold=threshold, parts=parts)
     entries = mapped(numbers, prefixes, 1)
@@ -52,44 +53,22 @@ def near_pairs(ds: Dataset, threshold: float, parts: int = PARTS, told: dict | N
     if told is not None:
         found = found.materialize()
         told |= {"candidates": found.count()}
-    return grouped(found, partial(_verified, blocks=blocks, common=common, threshold=threshold), parts).materialize()
-
-
-def _sides(rows: list) -> list[list[str]]:
-    return [[fold(row.prompt) for row in rows], [fold(row.answer) for row in rows]]
+    verified = partial(_verified, blocks=blocks, common=common, shared=shared, threshold=threshold)
+    return grouped(found, verified, parts).materialize()
 
 
 def _counted(ds: Dataset) -> tuple[list[np.ndarray], list[int]]:
     """Of prompts and of answers: the order of shingles, and the length of signatures."""
+    counts = dense(mapped(ds, _counts, COUNTED_ROWS), (2, PLACES + 2))
+    return [levels(one[:PLACES]) for one in counts], [words_for(*one[PLACES:].tolist()) for one in counts]
+
+
+def _counts(table: pa.Table) -> Iterator[pa.Table]:
+    """How many shingles of either side fall on each place; then their characters, and their texts."""
     import numpy as np
 
-    from tunesmith.data.shingles import TABLE_BITS
-
-    counts = [np.zeros(1 << TABLE_BITS, np.int64) for _ in range(2)]
-    characters, rows = [0, 0], [0, 0]
-    for table in tables(mapped(ds, _counts, COUNTED_ROWS)):
-        sides, places, numbers = (table[name].to_numpy() for name in ("side", "place", "count"))
-        for side in (0, 1):
-            np.add.at(counts[side], places[(sides == side) & (places >= 0)], numbers[(sides == side) & (places >= 0)])
-            characters[side] += int(numbers[(sides == side) & (places == -1)].sum())
-            rows[side] += int(numbers[(sides == side) & (places == -2)].sum())
-    return [levels(one) for one in counts], [words_for(c, n) for c, n in zip(characters, rows, strict=True)]
-
-
-def _counts(table: pa.Table) -> pa.Table:
-    """(side, place, how many shingles fall on it); place -1 counts characters, -2 texts."""
-    import numpy as np
-    import pyarrow as pa
-
-    sides, places, numbers = [], [], []
-    for side, texts in enumerate(_sides([decode(line) for line in table["row"].to_pylist()])):
-        counted = count(texts)
-        there = np.flatnonzero(counted)
-        places.append(np.concatenate([there, [-1, -2]]))
-        numbers.append(np.concatenate([counted[there], [sum(map(len, texts)), len(texts)]]))
-        sides.append(np.full(len(there) + 2, side))
-    return pa.table({"side": np.concatenate(sides).astype(np.int8), "place": np.concatenate(places).astype(np.int32),
-                     "count": np.concatenate(numbers).astype(np.int64)})
+    for side, texts in enumerate(sides(rows(table))):
+        yield sparse(np.append(count(texts), [sum(map(len, texts)), len(texts)]), side)
 
 
 def _prefixes(numbers: pa.Table, blocks: list, common: list, words: list[int], threshold: float, parts: int):
@@ -102,7 +81,7 @@ def _prefixes(numbers: pa.Table, blocks: list, common: list, words: list[int], t
     for block in numbers["block"].to_pylist():
         whole = ray.get(blocks[block])
         for begin in range(0, max(1, len(whole)), BATCH_ROWS):
-            texts = _sides([decode(line) for line in whole["row"].slice(begin, BATCH_ROWS).to_pylist()])
+            texts = sides(rows(whole.slice(begin, BATCH_ROWS)))
             found = [sets(side, *using) for side, using in zip(texts, zip(order, words, strict=True), strict=True)]
             ids = (block << POSITION_BITS) + np.arange(begin, begin + len(texts[0]), dtype=np.int64)
             lengths = [prefix_lengths(one.sizes, threshold) for one in found]
@@ -155,13 +134,13 @@ def _joined(table: pa.Table, words: list[int], threshold: float, blocks: int) ->
                      "id_a": pairs[:, 0], "id_b": pairs[:, 1]})
 
 
-def _verified(table: pa.Table, blocks: list, common: list, threshold: float) -> pa.Table:
-    """The candidates between two blocks that are near."""
+def _verified(table: pa.Table, blocks: list, common: list, shared: list, threshold: float) -> pa.Table:
+    """The candidates between two blocks that are near, with boilerplate and without it."""
     import numpy as np
     import pyarrow as pa
 
     ray = library()
-    order = ray.get(common[0])
+    orders, told = ray.get(common[0]), ray.get(shared[0])
     pairs = np.unique(np.stack([table["id_a"].to_numpy(), table["id_b"].to_numpy()], axis=1), axis=0)
     known, inverse = np.unique(pairs, return_inverse=True)
     pairs = inverse.reshape(pairs.shape)
@@ -171,7 +150,9 @@ def _verified(table: pa.Table, blocks: list, common: list, threshold: float) -> 
         some = ray.get(blocks[block]).take(pa.array(positions))
         lines += some["row"].to_pylist()
         at += some["at"].to_pylist()
-    found = [sets(texts, one, 2) for texts, one in zip(_sides([decode(line) for line in lines]), order, strict=True)]
+    texts = sides([decode(line) for line in lines])
+    found = [sets(side, order, 0) for side, order in zip(texts, orders, strict=True)]
+    found += [sets(side, order, 0, one) for side, order, one in zip(texts, orders, told, strict=True) if one]
     least = np.ones(len(pairs))
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     for begin, end in zip(starts, np.append(starts[1:], len(pairs)), strict=True):

@@ -14,6 +14,7 @@ from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.leaks import WHOLE, find_leaks, whole_forms
 from tunesmith.data.normalise import rows_of
 from tunesmith.data.over_ray.blocks import BATCH_ROWS, FILE_BITS, PARTS, grouped, library, mapped, records, rows, tables
+from tunesmith.data.over_ray.shared import boilerplates
 from tunesmith.data.overflow import Overflow
 from tunesmith.data.prepare import Problems, rendered_row, write_part
 from tunesmith.data.read import SHOWN_PROBLEMS, is_text
@@ -199,7 +200,7 @@ def split(ds: Dataset, config: Split, seed: int, similar: Sequence[Sequence[int]
         size, label = sizes[taken]
         borders[label], held_out = taken, held_out + size
     if held_out in (0, total):
-        raise one_sided(config, sum(groups for _, _, groups in strata.values()))
+        raise one_sided(config, sum(groups for _, _, groups in strata.values()), not records(mapped(ds, _without_chapter)))
     train, test = (mapped(ranked, partial(_side, borders=borders, inside=inside)).select_columns(["at", "row"])
                    for inside in (False, True))
     return train, test
@@ -270,6 +271,10 @@ def _ranked(table: pa.Table, seed: int) -> pa.Table:
                      "stratum": pa.array([strata[n] for n in names], pa.large_string()), "size": pa.array(sizes, pa.int64())})
 
 
+def _without_chapter(table: pa.Table) -> pa.Table:
+    return table.filter(["chapter" not in row.meta for row in rows(table)]).select(["at"]).slice(0, 1)
+
+
 def _strata(table: pa.Table) -> pa.Table:
     import pyarrow.compute as pc
 
@@ -293,15 +298,18 @@ def _side(table: pa.Table, borders: dict[str, bytes], inside: bool) -> pa.Table:
 # ---- leaks
 
 
-def leaks(train: Dataset, held_out: dict[str, Sequence[Row]], near: float | None) -> list[Finding]:
+def leaks(train: Dataset, held_out: dict[str, Sequence[Row]], near: float | None, parts: int = PARTS) -> list[Finding]:
     """Findings of `leaks.find_leaks` from leak_exact to leak_near. The rows held out are few enough to be sent to every worker.
 
-    Workers pass on the training rows that match any of them in whole; what they match is then decided here.
+    Workers pass on the training rows that match any of them in whole; what they match is then decided here. What rows
+    share is told from all of `train`: neither the rows held out nor those passed on are it.
     """
+    shared = boilerplates(train, parts) if near else ()
     asked = [row for part in held_out.values() for row in part]
-    ref = library().put((frozenset(form for row in asked for form in whole_forms(row)), Index(asked, near) if near else None))
+    forms = frozenset(form for row in asked for form in whole_forms(row))
+    ref = library().put((forms, Index(asked, near, shared) if near else None))
     found = [decode(record["row"]) for record in records(mapped(train, partial(_touching, broadcast=[ref])))]
-    findings = find_leaks(found, dict(held_out), Index(found, near) if near else None)
+    findings = find_leaks(found, dict(held_out), Index(found, near, shared) if near else None)
     return [finding for finding in findings if finding.code.split(":")[0] in WHOLE]
 
 

@@ -1,0 +1,9 @@
+"""C kernels for what a training step does between its matrix products, on a CPU.
+
+    kernels.c      the arithmetic
+    build          compiled at first use with the system's compiler, cached, and checked against torch before it counts
+    functions      torch autograd functions around them
+    replace        which modules of a model get them
+
+Without a compiler, on a GPU, or for a shape that they do not know, the same functions are computed by torch.
+"""
