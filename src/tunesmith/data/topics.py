@@ -220,7 +220,8 @@ def plane(near: np.ndarray, size: int) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     begin = "pca" if near.shape[1] > 1 and near.std(axis=0).max() > 1e-6 else "random"  # equal rows have no axes
-    found = TSNE(2, perplexity=min(30, (len(near) - 1) / 3), init=begin, max_iter=500, random_state=0).fit_transform(near)
+    model = TSNE(2, perplexity=min(30, (len(near) - 1) / 3), init=begin, max_iter=400, angle=0.8, random_state=0)
+    found = model.fit_transform(near)
     low, high = found.min(axis=0), found.max(axis=0)
     return np.rint((found - low) / np.maximum(high - low, 1e-9) * size).astype(int)
 
