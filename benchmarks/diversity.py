@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunesmith.data import topics
 from tunesmith.data.diversity import Sample, diversity, findings
 from tunesmith.data.normalise import normalise
 from tunesmith.data.read import Record
@@ -90,12 +91,21 @@ def sets(folder: Path) -> Iterator[tuple[str, list[Row]]]:
     yield "20,000 rows", many + shuffled
 
 
+def foreign(sample: Sample) -> str:
+    """From the most foreign part beside a large group to the least."""
+    similar = topics.cosines(topics.vectors([f"{asked}\n{answered}" for _where, asked, answered in sample.drawn()])[0])
+    cut = topics.parts(similar)
+    found = [share for c, share in cut[2].items() if (cut[0] == c).sum() >= topics.SMALLEST] if cut else []
+    return f"{min(found):.2f} to {max(found):.2f}" if found else "-"
+
+
 def main(folder: Path) -> None:
     warm = Sample()
     for r in addresses("train.jsonl")[:50]:
         warm.see(r)
     diversity(warm)  # libraries are loaded once
-    print("| rows | | Vendi Score | by rows | clusters | effectively | nearest row | finding | CPU |\n" + 9 * "|---" + "|")
+    print("| rows | | Vendi Score | by rows | clusters | effectively | silhouette | nearest row | foreign | finding | CPU |\n"
+          + 11 * "|---" + "|")
     for name, rows in sets(folder):
         began = time.process_time()
         sample = Sample()
@@ -103,9 +113,11 @@ def main(folder: Path) -> None:
             sample.see(r)
         found = diversity(sample)
         cost = time.process_time() - began
-        vendi, said = found["vendi"], "; ".join(f"{f.severity}: {f.message.split(':')[0]}" for f in findings(found)) or "-"
+        vendi = found["vendi"]
+        said = [f"{f.severity}: {re.split('[:,]', f.message)[0]}" for f in findings(found)]
         print(f"| {name} | {len(rows):,} | {vendi['score']:.0f} | {vendi['share']:.3f} | {len(found['clusters'])} | "
-              f"{found['effective_clusters']:.1f} | {found['alike']:.2f} | {said} | {cost:.1f} s |", flush=True)
+              f"{found['effective_clusters']:.1f} | {found['silhouette'] or 0:.2f} | {found['alike']:.2f} | "
+              f"{foreign(sample)} | {'; '.join(said) or '-'} | {cost:.1f} s |", flush=True)
     print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

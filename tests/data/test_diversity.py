@@ -142,6 +142,14 @@ def test_planted_topics_come_out_as_clusters_with_their_words():
     assert {v for x, y, _n in found["map"]["points"] for v in (x, y)} <= set(range(1001))
 
 
+def test_rows_of_one_topic_are_one_cluster():
+    """k-means always finds as many clusters as it is asked for: here none of them stands apart."""
+    chance = random.Random(6)
+    found = report(rows_of([about(0, chance) for _ in range(300)]))
+    assert len(found["clusters"]) == 1 and found["clusters"][0]["share"] == 1 and found["effective_clusters"] == 1
+    assert found["silhouette"] < topics.NO_CLUSTERS and "none stand apart" in lines(found)[1]
+
+
 def test_effective_number_and_vendi_score_at_their_ends():
     assert topics.effective([5, 5, 5, 5]) == pytest.approx(4) and topics.effective([7]) == 1
     assert topics.vendi(np.ones((30, 30))) == pytest.approx(1), "all the same"

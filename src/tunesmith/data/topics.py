@@ -32,7 +32,7 @@ NO_CLUSTERS = 0.05
 """Best silhouette below which rows are one cluster. One topic written in random words reaches 0.03, alpaca 0.08."""
 FOREIGN = 0.3
 """Mean cosine between a large group and the rest, by that within the large group, below which the rest is something else.
-Parts of one task reach 0.45 to 0.7, rows of other tasks 0 to 0.2 (benchmarks/diversity.py)."""
+Parts of one task have 0.4 to 0.7, rows of other tasks 0 to 0.2 (benchmarks/diversity.py)."""
 LARGE = 0.9
 """Share of the rows that makes a large group."""
 SMALLEST = 3
@@ -146,39 +146,59 @@ def clusters(near: np.ndarray) -> tuple[np.ndarray, float | None]:
     return model.predict(near).astype(np.int64), best
 
 
-def outlying(tfidf: csr_matrix, similar: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Clusters as above if one large group has small ones beside it that are something else; None otherwise.
+def parts(similar: np.ndarray) -> tuple[np.ndarray, int, dict[int, float]] | None:
+    """(cluster of each of m rows, the large one, how foreign each other is to it); None where no cut leaves a large one.
 
-    k-means would rather cut the large group into pieces. So rows are joined by their mean similarity (average linkage), down
-    to the finest cut that leaves a large group; what is no foreign part then goes back to it.
+    Foreign: mean cosine with the large cluster, by the mean cosine within that; 1 is at home. k-means would rather cut the
+    large cluster into pieces, so rows are joined by their mean similarity (average linkage), down to the finest cut that
+    leaves a large one.
     """
     import numpy as np
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
-    from sklearn.metrics import silhouette_score
 
     rows = len(similar)
-    apart = np.clip(1 - (similar + similar.T) / 2, 0, None)
-    np.fill_diagonal(apart, 0)
-    tree = linkage(squareform(apart, checks=False), "average")
+    tree = linkage(squareform(_apart(similar), checks=False), "average")
     cuts = [fcluster(tree, k, "maxclust") - 1 for k in range(2, CUTS + 1)]
     cuts = [found for found in cuts if LARGE * rows <= np.bincount(found).max() < rows]
     if not cuts:
         return None
     found = cuts[-1]
-    large = np.bincount(found).argmax()
+    large = int(np.bincount(found).argmax())
     inside = found == large
     count = int(inside.sum())
     within = (similar[np.ix_(inside, inside)].sum() - count) / (count * (count - 1))
-    for c in np.unique(found[~inside]):
-        if similar[np.ix_(inside, found == c)].mean() >= FOREIGN * within:
+    return found, large, {int(c): float(similar[np.ix_(inside, found == c)].mean() / max(within, 1e-9))
+                          for c in np.unique(found[~inside])}
+
+
+def outlying(tfidf: csr_matrix, similar: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Clusters as above if one large group has small ones beside it that are something else; None otherwise."""
+    import numpy as np
+    from sklearn.metrics import silhouette_score
+
+    rows = len(similar)
+    cut = parts(similar)
+    if cut is None:
+        return None
+    found, large, foreign = cut
+    for c, share in foreign.items():
+        if share >= FOREIGN:
             found[found == c] = large
     if rows - int((found == large).sum()) < max(SMALLEST, rows / 100):
         return None
     known = tfidf[:rows]
     placed = [found] + [found[np.asarray((tfidf[at : at + rows] @ known.T).argmax(axis=1)).ravel()]
                         for at in range(rows, tfidf.shape[0], rows)]
-    return np.concatenate(placed).astype(np.int64), float(silhouette_score(apart, found, metric="precomputed"))
+    return np.concatenate(placed).astype(np.int64), float(silhouette_score(_apart(similar), found, metric="precomputed"))
+
+
+def _apart(similar: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    found = np.clip(1 - (similar + similar.T) / 2, 0, None)
+    np.fill_diagonal(found, 0)
+    return found
 
 
 def telling(tfidf: csr_matrix, terms: list[str], members: np.ndarray, wanted: int) -> list[str]:
