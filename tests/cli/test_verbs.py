@@ -126,9 +126,13 @@ def test_data_show_marks_what_is_trained(command, make_recipe, tiny_tokenizer):
         answer = json.loads(line)["messages"][1]["content"]
         assert tiny_tokenizer.decode([t["id"] for t in row["tokens"] if t["trained"]]) == answer + "<|im_end|>"
         assert tiny_tokenizer.decode([t["id"] for t in row["tokens"]]) == row["text"]
+        assert "".join(t["text"] for t in row["tokens"]) == row["text"]
+        assert {t["role"] for t in row["tokens"]} == {"template", "user", "assistant"}
+        assert all(t["role"] == "assistant" for t in row["tokens"] if t["trained"])
     people = command("data", "show", recipe, "--count", "1", check=0).stdout
     answer = json.loads(tiny[0])["messages"][1]["content"]
     assert f"⟦{answer}<|im_end|>⟧" in people and people.startswith("── train.jsonl:1")
+    assert f" assistant │ ⟦{answer}" in people and "      user │ " in people
     ids = command("data", "show", recipe, "--count", "1", "--ids", check=0).stdout
     end = tiny_tokenizer.eos_token_id
     assert f"<|im_end|>‹{end}›⟧" in ids

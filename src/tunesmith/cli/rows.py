@@ -6,7 +6,7 @@
                │ <|im_start|>assistant
      assistant │ ⟦{"number": "12"}<|im_end|>⟧
 
-`│` begins a line of the text, `┆` goes on with one: where it meets the edge of the terminal, or another role begins inside of it.
+`│` begins a line of the text, `┆` goes on with one: at the edge of the terminal, or where another role begins inside of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import unicodedata
 
 COLOURS = {"system": "35", "user": "36", "assistant": "32", "tool": "33", "template": "2"}
 """Of the terminal's own palette, so that they suit it. A role that is not here has the colour of `tool`."""
-TRAINED = "1;4;"
+TRAINED = "1;"
+HEAVY = {"│": "┃", "┆": "┇"}
+"""The sign of a line that holds trained tokens, where there is colour: bold is hard to see in some terminals."""
 MARGIN = 10
 LEAST_WIDTH = 30
 """Of the text, in a terminal that is narrower than the margin allows."""
@@ -62,9 +64,9 @@ class _Page:
         self._pieces: list[tuple[str, str]] = []
 
     def write(self, text: str, role: str, trained: bool, breaks: bool = True) -> None:
-        if not self.colour and trained != self._on and text:
-            self._put("⟦" if trained else "⟧", "")
-            self._on = trained
+        turns = not self.colour and trained != self._on and bool(text)
+        if turns and self._on:
+            self._put("⟧", "")
         style = (TRAINED if trained else "") + COLOURS.get(role, COLOURS["tool"]) if self.colour else ""
         for i, line in enumerate(text.split("\n")):
             if i:
@@ -73,8 +75,11 @@ class _Page:
                 if self._label:
                     self._end("┆")
                 self._label = self._speaker = role
+            if turns and trained and not i:
+                self._put("⟦", "")
             for character in _visible(line):
                 self._put(character, style)
+        self._on = trained if turns else self._on
         if role == "template" and breaks:
             self._speaker = ""
 
@@ -93,7 +98,10 @@ class _Page:
         if self.colour:
             label = f"\033[{COLOURS.get(self._label, COLOURS['tool'])}m{label}\033[0m" if self._label else label
         text = "".join(f"\033[{style}m{piece}\033[0m" if style else piece for piece, style in self._pieces)
-        rule = f"\033[2m{self._sign}\033[0m" if self.colour else self._sign
+        rule = self._sign
+        if self.colour:
+            trained = any(style.startswith(TRAINED) for _, style in self._pieces)
+            rule = f"\033[{COLOURS['assistant']}m{HEAVY[rule]}\033[0m" if trained else f"\033[2m{rule}\033[0m"
         self._done.append(f"{label} {rule} {text}" if text else f"{label} {rule}")
         self._begin(sign)
 

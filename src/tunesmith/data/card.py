@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import charts
 from tunesmith.data.dataset import TRAIN, Dataset
-from tunesmith.data.leaks import PARTIAL, REFUSING
 from tunesmith.data.pack import packing_report, plan_steps
 from tunesmith.data.quality.evidence import mask
 from tunesmith.recipe.schema import Recipe
@@ -28,8 +28,6 @@ BINS = 28
 SAMPLES = 4
 SHOWN_TOKENS = 600
 """Of a sample row: the page stays readable, and says how many more there are."""
-BARS = 12
-"""Of one picture; more are drawn as one."""
 RANK = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -52,20 +50,16 @@ def card(dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
     for part in parts:
         part["bins"] = _bins(part.pop("lengths"), part.pop("trained_lengths"), top)
     filters = manifest.get("filters", [])
-    statistics, rows = manifest["statistics"], manifest["statistics"]["rows"]
+    files = [file for part in manifest["sources"].values() for file in part]
+    statistics, drawn = manifest["statistics"], manifest["pictures"]
     return {
         "name": recipe.name, "id": dataset.id, "base": recipe.base, "counts": manifest["counts"], "parts": parts, "top": top,
         "limit": recipe.data.max_tokens, "findings": sorted(manifest["findings"], key=lambda f: RANK[f["severity"]]),
         "text": manifest["text"], "packing": packing(dataset, recipe), "system": mask(manifest["system"] or ""),
-        "roles": statistics["roles"], "characters": bars({k: r["characters"] for k, r in statistics["roles"].items()}),
-        "shares": [picture for picture in (
-            ("Labels", "answers", bars(_counted(statistics["labels"], rows), rows, "free text")),
-            ("Languages of the answers", "answers", bars(_counted(statistics["languages"], rows), rows)),
-            ("Licences", "rows", bars(statistics["licenses"], rows, "no licence named")),
-            ("Sources", "rows", bars({} if statistics["sources"].keys() <= manifest["mix"].keys() else statistics["sources"],
-                                     rows, "no source named"))) if picture[2]],
-        "mix": _mix(manifest["mix"]), "near": _near(manifest["pictures"]["near"]), "leaks": [_leak(kind) for kind in manifest["pictures"]["leaks"]],
-        "overlong": _overlong(manifest["overlong"]), "filters": filters, "funnel": funnel(filters),
+        "roles": statistics["roles"], "characters": charts.bars({k: r["characters"] for k, r in statistics["roles"].items()}),
+        "shares": charts.shares(statistics, manifest["mix"]), "mix": charts.mix(manifest["mix"], files),
+        "near": charts.near(drawn["near"]), "leaks": [charts.leak(kind) for kind in drawn["leaks"]],
+        "overlong": charts.overlong(manifest["overlong"], files), "filters": filters, "funnel": charts.funnel(filters),
         "samples": [_sample(dataset, tokenizer, i) for i in _evenly(len(dataset.tokens(TRAIN)), SAMPLES)],
         "sources": manifest["sources"], "inputs": manifest["inputs"],
     }
@@ -78,69 +72,6 @@ def packing(dataset: Dataset, recipe: Recipe) -> dict:
     steps = plan_steps(lengths, tokens_per_step=train.tokens_per_step, tokens_per_pack=train.tokens_per_pack, epochs=1,
                        max_steps=train.max_steps, seed=train.seed)
     return packing_report(lengths, tokens.trained_lengths(), steps)
-
-
-def bars(counts: dict[str, int], total: int | None = None, rest: str = "") -> list[dict[str, Any]]:
-    """`[{name, count, share}]`, the first BARS of them and the others as one; shares add up to 1.
-
-    What `total` has beyond the counts is one more bar, called `rest`. No counts give no bars.
-    """
-    if not counts:
-        return []
-    total = sum(counts.values()) if total is None else total
-    shown = list(counts.items())
-    if len(shown) > BARS + 1:
-        shown = [*shown[:BARS], (f"{len(shown) - BARS} others", sum(n for _, n in shown[BARS:]))]
-    if left := total - sum(counts.values()):
-        shown.append((rest, left))
-    return [{"name": mask(name), "count": n, "share": n / total if total else 0.0} for name, n in shown]
-
-
-def _counted(shares: dict[str, float], rows: int) -> dict[str, int]:
-    return {name: round(share * rows) for name, share in shares.items()}
-
-
-def _mix(mix: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """Rows there and rows trained on, both as shares of the largest group."""
-    most = max((there for there, _ in mix.values()), default=0)
-    return [{"name": mask(name), "there": there, "kept": kept, "width": there / most, "kept_width": kept / most}
-            for name, (there, kept) in mix.items()]
-
-
-def _near(near: dict[str, Any]) -> dict[str, Any]:
-    """Groups by size: 2, 3, 4, then doubling."""
-    cells: dict[str, int] = {}
-    for size, count in ((int(n), count) for n, count in near["sizes"].items()):
-        low = size if size < 5 else (1 << (size - 1).bit_length() - 1) + 1
-        name = f"{low} rows" if size < 5 else f"{low} to {2 * (low - 1)} rows"
-        cells[name] = cells.get(name, 0) + count
-    return {"sizes": bars(cells), "groups": near["groups"]}
-
-
-def _leak(kind: dict[str, Any]) -> dict[str, Any]:
-    what = (REFUSING | PARTIAL)[kind["code"]]
-    return kind | {"title": what[0].upper() + what[1:], "refusing": kind["code"] in REFUSING}
-
-
-def funnel(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows before the first filter and after each that is chosen: `[{name, count, dropped, before, share}]`, shares of them all."""
-    acting = [f for f in filters if f["chosen"]]
-    if not acting:
-        return []
-    total = left = acting[0]["rows"]
-    steps = [{"name": "rows in", "count": total, "dropped": 0, "before": 1.0, "share": 1.0}]
-    for one in acting:
-        before, left = left, left - one["in_order"]
-        steps.append({"name": one["name"].replace("_", " "), "count": left, "dropped": one["in_order"],
-                      "before": before / total, "share": left / total})
-    return steps
-
-
-def _overlong(lost: dict[str, Any]) -> dict[str, Any]:
-    """Rows by task and source, and the tokens that a cut would lose: of answers, and of what they answer."""
-    groups = [(kind, bars(counts)) for kind, counts in lost["groups"].items() if counts]
-    asked = {"answers": lost["answer_tokens"], "prompts and template": lost["tokens"] - lost["answer_tokens"]}
-    return lost | {"groups": groups, "by_role": bars(asked)}
 
 
 def _part(dataset: Dataset, name: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     leaks             a held-out row beside the training row it stands in, with the passage that they share
 
 An excerpt is a list of `[kind, text]`, kind being `same`, `mark` (empty where only the other text has something) or `cut`
-(something was left out here). Everything is bounded: however large the data, a manifest grows by some 60 kB at most. Personal data and secrets are masked before they are written.
+(something was left out here). Everything is bounded: however large the data, a manifest grows by some 60 kB at most.
+Personal data and secrets are masked before they are written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LOOKED_AT = 50
 """Members of a group among which rows that say something else are looked for."""
 AROUND, LONGEST_MARK, SHOWN = 80, 240, 480
 """Characters beside a mark, of a mark, and of an excerpt in all (one more mark may end it)."""
+WHOLE = 240
+"""A text of so many characters is shown as a whole."""
 COMPARED = 600
 """Words and signs of each text that are compared for marks."""
 LEAST_WORDS = 3
@@ -108,9 +111,9 @@ def _words_span(spans: list[Span], first: int, last: int) -> Span:
 def excerpt(text: str, marked: list[Span]) -> Excerpt:
     """The marked spans with their surroundings, masked, in some SHOWN characters. Marks that only white space parts are one."""
     masked, found, size = mask(text), [], 0
-    borders = _joined(text, marked)
+    borders, around = _joined(text, marked), AROUND if len(text) > WHOLE else WHOLE
     if not borders:
-        return _plain(masked, 2 * AROUND, 0)
+        return _plain(masked, 2 * around, 0)
     edges = [(0, 0), *borders]
     for n, ((_, before), (start, end)) in enumerate(pairwise(edges)):
         if size > SHOWN:
@@ -118,10 +121,10 @@ def excerpt(text: str, marked: list[Span]) -> Excerpt:
         mark = masked[start:end]
         bold = [["mark", mark]] if len(mark) <= LONGEST_MARK else \
             [["mark", _head(mark, LONGEST_MARK - AROUND)], ["cut", "…"], ["mark", _tail(mark, AROUND)]]
-        new = [*_plain(masked[before:start], AROUND if n else 0, AROUND), *bold]
+        new = [*_plain(masked[before:start], around if n else 0, around), *bold]
         found += new
         size += sum(len(piece) for _, piece in new)
-    return [*found, *_plain(masked[borders[-1][1] :], AROUND, 0)]
+    return [*found, *_plain(masked[borders[-1][1] :], around, 0)]
 
 
 def _plain(text: str, head: int, tail: int) -> Excerpt:

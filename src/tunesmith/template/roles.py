@@ -53,12 +53,18 @@ def texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     A token is decoded after those before it, because its text can depend on them (a space between words).
     """
     found, context, read = [], 0, 0
+
+    def until(end: int) -> str:
+        return tokenizer.decode(ids[context:end], clean_up_tokenization_spaces=False)
+
     for at in range(1, len(ids) + 1):
-        known, window = (tokenizer.decode(ids[context:end], clean_up_tokenization_spaces=False) for end in (read, at))
-        if window.endswith("\ufffd") and at < len(ids) and at - read < 4:  # half a character; four bytes are a whole one
-            found.append("")
-            continue
-        found.append(window[len(known) :])
+        window = until(at)
+        if window.endswith("\ufffd") and at < len(ids):  # half a character, unless the next token begins another
+            following = until(at + 1)
+            if len(following) <= len(window) or not following.startswith(window):
+                found.append("")
+                continue
+        found.append(window[len(until(read)) :])
         context, read = read, at
     return found
 
