@@ -104,36 +104,33 @@ class Page(HTMLParser):
             self.said[-1] += data
 
 
-def alike(n: int, tail: str) -> tuple[str, str]:
-    """A question and an answer that differ from those of another `n` in a word or two."""
-    name = STREETS[n % len(STREETS)]
-    return (f"Please tell me when the parcel with the {name} lamp leaves the depot in Leeds, I wait {tail}",
-            f"It leaves on Monday, and the courier of {name} brings it on Tuesday before noon {tail}")
-
-
-STREETS = ("Oak", "Elm", "Main", "Bever", "Washington")
+def alike(group: int, n: int, tail: str) -> tuple[str, str]:
+    """A question and an answer that differ from the others of their group in a word."""
+    names = " ".join(f"{word}{group}" for word in ("mill", "river", "stone", "bridge", "night", "winter", "ferry"))
+    return f"{tail} Tell me of {names} and of house {n}, please {tail}", f"It is {names}, and {n} is near {tail}"
 
 
 def test_whatever_stands_in_rows_is_escaped_and_masked_wherever_it_is_drawn(dataset_of, make_recipe, tiny_tokenizer, tmp_path):
     recipe = make_recipe(**{"data.max_tokens": 700})
-    said = [alike(n, tail) for tail in TAILS for n in range(3)]
+    said = [alike(group, n, tail) for group, tail in enumerate(TAILS) for n in range(3)]
+    rows = [*said, ("Who answers our letters?", PERSONAL[0]), ("Who answers our letters?", "Ann.")]
     lines = [json.dumps({"prompt": q, "completion": a, "license": TAILS[n % len(TAILS)], "source": TAILS[n % len(TAILS)]})
-             for n, (q, a) in enumerate(said)]
+             for n, (q, a) in enumerate(rows)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    held_out = [said[0], said[4], (said[8][0].upper(), said[8][1].upper()), (said[18][0], "No."), *(said[-9:])]
+    held_out = [*said[-9:], said[0], said[4], (said[8][0].upper(), said[8][1].upper()), (said[18][0], "No.")]
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"prompt": q, "completion": a}) for q, a in held_out))
     made = dataset_of(recipe)
     page = write_card(made, load(recipe).recipe, tiny_tokenizer).read_text()
     found = Page(page)
     assert found.tags <= TAGS and not [name for name in found.names if name.startswith("on") or name in ("src", "href")]
     assert "<script" not in page and found.said, "control: rows are drawn"
-    joined = " ".join(found.said)
-    assert "{{ card }}" in joined or "<img src=x" in joined or "👩‍👩‍👧" in joined
+    drawn_groups = made.manifest["pictures"]["near"]["groups"]
+    assert drawn_groups and len(found.said) >= 2 * sum(len(group["rows"]) for group in drawn_groups) + 4 * 3
+    assert {"leak_exact:test", "contradiction", "near_duplicate"} <= {f["code"] for f in made.manifest["findings"]}
     manifest = json.dumps({k: made.manifest[k] for k in ("pictures", "findings")}, ensure_ascii=False)
     for secret in PERSONAL:
-        assert secret in (tmp_path / "train.jsonl").read_text() and secret in made.rows("train")[-1].prompt + str(said)
+        assert any(secret in row.answer for row in made.rows("train")), "control: the data is as it was"
         assert secret not in html.unescape(page) and secret not in manifest
-        assert secret.split()[-1] not in joined
     kinds = {(leak["set"], leak["code"]): leak for leak in made.manifest["pictures"]["leaks"]}
     assert {code for _, code in kinds} >= {"leak_exact", "leak_normalised", "leak_prompt"}
     assert all(1 <= len(leak["pairs"]) <= 3 and leak["count"] >= len(leak["pairs"]) for leak in kinds.values())
