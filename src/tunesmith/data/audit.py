@@ -8,7 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tunesmith.data.finding import EXAMPLES, Finding
-from tunesmith.data.leaks import find_leaks
+from tunesmith.data.leaks import every_leak, leak_findings
+from tunesmith.data.pictures import Pictures
+from tunesmith.data.quality.evidence import mask
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, fold, key
 from tunesmith.store.files import canonical_json
@@ -67,11 +69,14 @@ def _hash(*texts: str) -> bytes:
     return hashlib.sha256("\0".join(texts).encode()).digest()[:16]
 
 
-def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None) -> list[Finding]:
-    """Findings over the rows that will be trained on and the sets that must not leak into them."""
+def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None,
+          pictures: Pictures | None = None) -> list[Finding]:
+    """Findings over the rows that will be trained on and the sets that must not leak into them; `pictures` draws some."""
     index = Index(train, near) if near is not None else None
-    return [*_contradictions(train), *(_near_duplicates(train, index) if index else []),
-            *find_leaks(train, held_out, index)]
+    leaks = list(every_leak(train, held_out, index))
+    if pictures:
+        pictures.see(train, index.groups() if index else [], leaks)
+    return [*_contradictions(train), *(_near_duplicates(train, index) if index else []), *leak_findings(leaks, held_out)]
 
 
 def _setting(row: Row) -> tuple[str, str]:
@@ -96,7 +101,7 @@ def _contradictions(train: list[Row]) -> list[Finding]:
              and (len(group) <= FEW_ANSWERS or all(asked[answer] > 1 for answer in group))]
     if not found:
         return []
-    shown = [" / ".join(f"{r.where} {r.answer[:40]!r}" for r in group) for group in found[:EXAMPLES]]
+    shown = [" / ".join(f"{r.where} {mask(r.answer)[:40]!r}" for r in group) for group in found[:EXAMPLES]]
     return [Finding("contradiction", "warning", len(found), f"{len(found)} questions have several different answers in train",
                     "decide for one answer each", shown)]
 

@@ -23,6 +23,7 @@ from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.mix import mix_all
 from tunesmith.data.normalise import rows_of
 from tunesmith.data.overflow import Overflow
+from tunesmith.data.pictures import Pictures
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of
 from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.similar import Index
@@ -132,7 +133,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
         train, held_out = Chosen(train, numbers), {"test": Chosen(train, others)}
     numbers, shares = mix_all(train, config.mix, seed)
     train = Chosen(train, numbers)
-    findings += audit(train, held_out | evals, config.dedup.near)
+    pictures = Pictures()
+    findings += audit(train, held_out | evals, config.dedup.near, pictures)
     survey = quality.survey(train)
     findings += [*survey.findings, *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
@@ -146,6 +148,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
             "statistics": survey.statistics.as_dict(), "system": system,
+            "pictures": pictures.as_dict(), "overlong": dropped.as_dict(),
             "text": style.text_card(_named(sources.train, loaded)) if is_text(sources.train[0]) else None,
             "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
