@@ -96,7 +96,7 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     recipe = make_recipe()
     prepared = command("data", "prepare", recipe, "--json", check=0).json
     audited = command("data", "audit", recipe, "--json", check=0).json
-    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing"}
+    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "filters"}
     assert prepared == {k: audited[k] for k in prepared}
     paths_are_absolute(audited)
     assert "train.jsonl:1" in Path(audited["card"]).read_text() and audited["packing"]["tokens"] > 0
