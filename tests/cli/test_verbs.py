@@ -106,6 +106,21 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     assert "40 training rows; expectation" in command("data", "audit", recipe, check=0).stdout
 
 
+def test_data_audit_shows_what_filters_take_and_would_take(command, make_recipe, tmp_path):
+    rows = [json.loads(line) for line in make_recipe().parent.joinpath("train.jsonl").read_text().splitlines()]
+    for row in rows[:3]:
+        row["messages"][-1]["content"] += " <br/>"
+    rows[3]["messages"][-1]["content"] += " \x00"
+    recipe = make_recipe(train=rows, **{"data.filter": {"drop": ["html_residue"]}})
+    by_name = {f["name"]: f for f in command("data", "audit", recipe, "--json", check=0).json["filters"]}
+    assert by_name["html_residue"]["in_order"] == 3 and by_name["control_character"]["alone"] == 1
+    shown = command("data", "audit", recipe, check=0).stdout.splitlines()
+    table = [line.split() for line in shown[shown.index(next(s for s in shown if s.startswith("filter "))):-1]]
+    assert table[0] == ["filter", "alone", "in", "order"]
+    assert table[1][:8] == ["html_residue", "3", "3", "dropped,", "of", "40", "rows:", f"{by_name['html_residue']['characters']:,}"]
+    assert ["control_character", "1", "-", "would", "drop", "1", "of", "37", "rows"] in table
+
+
 def test_data_diff_tells_recipes_and_dataset_ids_apart(command, make_recipe):
     one, other = make_recipe(), make_recipe("other.yaml", **{"data.max_tokens": 100})
     prepared = command("data", "prepare", one, "--json", check=0).json

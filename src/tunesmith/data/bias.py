@@ -60,7 +60,7 @@ def losses(dropped: dict[str, np.ndarray], facts: Facts, labels: set[str]) -> di
 
 def bias_findings(found: dict[str, list[Loss]]) -> list[Finding]:
     return [Finding(f"filter_bias:{name}", "warning", len(one),
-                    f"the filter {name} takes far more from {len(one)} group{'s' * (len(one) > 1)} than from the rest: {one[0]}",
+                    f"the filter {name} takes far more from {len(one)} group{'s' * (len(one) > 1)} than from others: {one[0]}",
                     "look at its rows: mend them instead, or leave the filter out, if the model is to know this group",
                     [str(loss) for loss in one[:EXAMPLES]]) for name, one in found.items()]
 

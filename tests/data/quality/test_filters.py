@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from math import comb
 from typing import get_args
@@ -19,6 +21,7 @@ from tunesmith.data.audit import audit
 from tunesmith.data.bias import bias_findings, losses
 from tunesmith.data.filters import filtered, would_drop
 from tunesmith.data.quality.facts import Facts
+from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Fault, Filter
 
@@ -284,3 +287,32 @@ def test_groups_are_bounded_and_two_bytes_a_row(clean):
     facts.sources.limit = 20
     facts.sources.add("one more")
     assert facts.sources.of[-1] == 0
+
+
+def test_memory_is_bytes_a_row():
+    """Each row another question, answer and source, and some that quarrel; near-duplicates are searched with sets of their own."""
+    class Made(Sequence):
+        def __init__(self, n: int):
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+        def __getitem__(self, i: int) -> Row:
+            if i >= self.n:
+                raise IndexError(i)
+            text = f"This is answer {i}, and it is no other." + " <br/>" * (i % 3 == 0)
+            return Row([{"role": "user", "content": f"Question {i // 2 if i % 100 < 2 else i}?"},
+                        {"role": "assistant", "content": text}], f"a:{i}", meta={"source": f"https://host/{i}"})
+
+    def peak(n: int) -> int:
+        rows = Made(n)
+        tracemalloc.start()
+        made = filtered(rows, Filter(drop=["html_residue", "mojibake", "contradiction"], languages=["en"]), None)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(made.kept) < n
+        return most
+
+    peak(2000)  # libraries and full counters
+    assert peak(8000) - peak(2000) < 200 * 6000  # bytes; a row itself takes some 1,500
