@@ -290,7 +290,7 @@ def test_groups_are_bounded_and_two_bytes_a_row(clean):
 
 
 def test_memory_is_bytes_a_row():
-    """Each row another question, answer and source, and some that quarrel; near-duplicates are searched with sets of their own."""
+    """Each row another question, answer and source, and some that quarrel. Near-duplicates are not bytes a row."""
     class Made(Sequence):
         def __init__(self, n: int):
             self.n = n
