@@ -206,8 +206,9 @@ def _finding(effect: Effect, counted: int) -> Finding:
     elif not effect.alone:
         what += (f": {counted:,} look like it, and the audit does not take that for a fault in this data" if counted
                  else ": none has the fault")
-    return Finding(f"filtered:{effect.name}", "info", effect.in_order, what,
-                   "look at the examples; take the filter out of data.filter if such rows are right", effect.examples)
+    fix = ("look at the examples; take the filter out of data.filter if such rows are right" if effect.in_order
+           else "leave the filter in for rows to come, or take it out of data.filter")
+    return Finding(f"filtered:{effect.name}", "info", effect.in_order, what, fix, effect.examples)
 
 
 def _examples(rows: Sequence[Row], survey: quality.Survey, config: Filter, disputed: list[list[list[int]]],
