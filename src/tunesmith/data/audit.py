@@ -132,6 +132,8 @@ def _contradictions(train: Sequence[Row], disputed: list[list[list[int]]]) -> li
 def _closed(answer: str, folded: str) -> bool:
     if len(folded.split()) <= CLOSED_WORDS and len(folded) <= CLOSED_WORDS * 12:  # scripts without spaces
         return True
+    if not answer.lstrip().startswith(("{", "[")):
+        return False
     try:
         return isinstance(json.loads(answer), dict | list)
     except ValueError:
