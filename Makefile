@@ -1,6 +1,7 @@
-# make demo    from a clone to a released, served model, with the proof
-# make test    the whole test suite
-# make setup   .venv with everything (both call it; seconds when nothing changed)
+# make demo      from a clone to a released, served model, with the proof
+# make test      the whole test suite
+# make test-ray  the stages over Ray Data, on a cluster of one machine
+# make setup     .venv with everything (both call it; seconds when nothing changed)
 #
 # A torch that is already in .venv is kept: create .venv and install yours first if you have a GPU.
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-ray lint clean
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -23,6 +24,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+test-ray: setup
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,ray]'
+	@$(BIN)/python -m pytest -m ray tests/data/test_over_ray.py
 
 lint: setup
 	@$(BIN)/ruff check .

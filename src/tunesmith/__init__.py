@@ -16,9 +16,11 @@ if "OMP_WAIT_POLICY" not in os.environ:
 from tunesmith.verbs import (
     audit,
     check,
+    compare,
     convert_data,
     diff_data,
     evaluate,
+    import_recipe,
     init,
     prepare,
     promote,
@@ -32,10 +34,12 @@ from tunesmith.verbs import (
     verify_packing,
     verify_release,
     verify_resume,
+    watch,
 )
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "convert_data", "diff_data", "evaluate", "init", "prepare", "promote", "release", "rollback", "run",
-    "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
+    "audit", "check", "compare", "convert_data", "diff_data", "evaluate", "import_recipe", "init", "prepare", "promote",
+    "release", "rollback", "run", "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
+    "watch",
 ]

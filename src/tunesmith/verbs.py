@@ -75,6 +75,19 @@ def convert_data(source: str | list[str], target: str | Path, to: str) -> dict:
     return convert(source, target, to)
 
 
+def curate_data(recipe: str | Path, out: str | Path, *, rows: int | None = None, folds: int = 2, say: Say = _silent) -> dict:
+    """Rows to propose and rows to suspect, in the new directory `out`: `{path, recipe, page, dataset_id, rows, proposed,
+    suspects, threshold{value, typical, wrong, power}, why, warning, worst[{where, score, reason}]}`.
+
+    Raises:
+        UsageError: `out` is there already.
+        DataError: too few rows to be judged by each other, or fewer above suspicion than `rows`.
+    """
+    from tunesmith.training.curate import curate
+
+    return curate(recipe, Path(out), rows, folds, say)
+
+
 def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
     """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
     from tunesmith.training.run import train as train_recipe
@@ -164,6 +177,35 @@ def show(name: str) -> dict:
     return {"kind": "run", **run.state} if run else {"kind": "release", "path": str(found.path), **found.manifest}
 
 
+def watcher(run: str):
+    """Looks at a run again and again: `watcher(run).now()`. Raises NotFoundError."""
+    from tunesmith.training.look import Look
+    from tunesmith.training.run import Run
+
+    return Look(Run.find(run))
+
+
+def watch(run: str) -> dict:
+    """What a run is doing now: status, step, losses, speed, time left, warnings, events, curves."""
+    return watcher(run).now()
+
+
+def tensorboard_writer(directory: str | Path, run: str):
+    """Writes looks at a run as TensorBoard event files: `.add(look)`, `.close()`. Raises UsageError."""
+    from tunesmith.track.tensorboard import Events
+    from tunesmith.training.run import Run
+
+    return Events(directory, Run.find(run).state["run_id"])
+
+
+def compare(a: str, b: str) -> dict:
+    """What differs from `a` to `b`, runs or releases: `{a, b, recipe, dataset, metrics, curves, speed}`."""
+    from tunesmith.releases.compare import compare as compare_both
+    from tunesmith.releases.compare import side
+
+    return compare_both(side(*_made(a)), side(*_made(b)))
+
+
 def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
     """`{identical, message, ...}`: packed rows against each row alone."""
     from tunesmith.training.prove import packing
@@ -192,6 +234,13 @@ def init(directory: str | Path, *, example: str = "addresses") -> dict:
     from tunesmith.recipe.examples import copy
 
     return copy(example, Path(directory))
+
+
+def import_recipe(file: str | Path, *, out: str | Path | None = None, tool: str | None = None) -> dict:
+    """A YAML of axolotl or LLaMA-Factory as a recipe: `{recipe, source, mapped[], unsupported[], ignored[], added[]}`."""
+    from tunesmith.recipe.foreign.convert import import_recipe as convert
+
+    return convert(file, out=out, tool=tool)
 
 
 def _dataset(recipe: str | Path, say: Say):

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-VERBS = {"init", "check", "train", "eval", "release", "run", "promote", "rollback", "serve", "runs", "show", "data", "verify"}
+VERBS = {"init", "import", "check", "train", "eval", "release", "run", "promote", "rollback", "serve", "runs", "show", "data",
+         "verify", "watch", "compare"}
 KEYS = {"error", "what", "where", "why", "fix", "problems", "exit_code"}
 HEAVY = {"torch", "transformers", "peft", "pydantic", "fastapi", "mlflow", "uvicorn", "numpy", "yaml"}
 

@@ -18,7 +18,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.run import Run, train
 
 DEADLINE_SECONDS = 120
-TIMES = {"seconds", "tokens_per_second", "trained_tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes"}
 """The only values of metrics.jsonl that two equal trainings may disagree on."""
 
 
@@ -31,6 +31,20 @@ def one_thread(monkeypatch):
     yield
     torch.set_num_threads(before)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def sharp_base(tmp_path_factory, lively_base) -> Path:
+    """A base whose head is 20 times as large: its loss can fall to nothing, and rise to a multiple, as that of real ones."""
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path_factory.mktemp("sharp")
+    shutil.copytree(lively_base, path, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(lively_base)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    model.save_pretrained(path)
+    return path
 
 
 class Left(NamedTuple):

@@ -19,7 +19,8 @@ from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
 from tunesmith.recipe.schema import Method
 from tunesmith.training import checkpoint
-from tunesmith.training.loop import _check_adapter, _write
+from tunesmith.training.health import check_adapter
+from tunesmith.training.loop import _write
 from tunesmith.training.run import Run, all_runs, train
 
 
@@ -57,18 +58,10 @@ def test_adapter_with_one_number_that_is_not_finite_is_never_saved(tiny_base, va
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(p)
-    _check_adapter(model, 3)
+    check_adapter(model, 3)
     next(p for n, p in model.named_parameters() if "lora_A" in n).data[0, 0] = value
     with pytest.raises(TrainingError, match="step 3: the adapter is not finite"):
-        _check_adapter(model, 3)
-
-
-def test_adapter_that_does_not_move_is_an_error(make_recipe, home):
-    with pytest.raises(TrainingError, match="the adapter did not change"):
-        train(make_recipe(**{"train.learning_rate": 1.0e-60, "train.max_steps": 3}))
-    run = only_run()
-    assert not run.adapter.exists()
-    assert checkpoint.all_in(run.path) == []
+        check_adapter(model, 3)
 
 
 def assert_resumable(run: Run, recipe: Path, left, assert_same) -> None:

@@ -63,7 +63,7 @@ def test_rows_that_are_never_packed_are_said_to_be_so(make_recipe, tiny_base, tm
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
     proof = tunesmith.verify_packing(make_recipe(base=str(base)))
     assert proof["identical"] is True
-    assert "never packed on the plain path (the base trains with attention dropout)" in proof["message"]
+    assert "never packed on the plain path (the base is set to attention_dropout = 0.1)" in proof["message"]
 
 
 def test_resume_is_proven_bit_for_bit_and_leaves_no_run(make_recipe):

@@ -25,11 +25,12 @@ from tunesmith.training.run import Run, _tolerant, all_runs, train
 from tunesmith.training.schedule import factor
 
 STEP_KEYS = {"step", "epoch", "loss", "accuracy", "grad_norm", "learning_rate", "tokens", "trained_tokens", "seconds",
-             "tokens_per_second", "trained_tokens_per_second"}
+             "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes"}
 RUN_KEYS = {"run_id", "name", "status", "created", "recipe_path", "run_dir", "adapter_dir", "base", "dataset_id",
             "template_fingerprint", "dtype", "device", "threads", "engine", "trainable_parameters", "total_steps", "error",
             "rows_trained", "mlflow_run_id", "mlflow_model", "steps", "train_loss", "eval_loss", "tokens_per_second",
-            "train_seconds", "tokens", "peak_memory_bytes", "adapter_digest"}
+            "train_seconds", "tokens", "peak_memory_bytes", "adapter_digest", "adapter_step", "warnings",
+            "process"}
 
 
 @pytest.fixture(autouse=True)

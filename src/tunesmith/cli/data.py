@@ -103,6 +103,27 @@ def convert(
     raise typer.Exit(2 if done["lossy"] else 0)
 
 
+@app.command()
+def curate(
+    recipe: Recipe,
+    out: Annotated[str, typer.Option(metavar="DIR", help="A new directory.")],
+    rows: Annotated[int | None, typer.Option(min=1, help="How many to propose, for their diversity. Default: all that are not "
+                                             "suspect.")] = None,
+    folds: Annotated[int, typer.Option(min=2, max=10, help="Parts, each judged by an adapter of the others.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Propose a smaller, cleaner set: rows that contradict the others are suspected, each with its line."""
+    from tunesmith import verbs
+
+    made = verbs.curate_data(recipe, out, rows=rows, folds=folds, say=say)
+    lines = [f"suspect: {w['where']}  {w['reason']}" for w in made["worst"]]
+    if made["suspects"] > len(made["worst"]):
+        lines.append(f"and {made['suspects'] - len(made['worst']):,} more: see scores.jsonl")
+    lines += [made["why"], *filter(None, [made["warning"]]), f"page  {made['page']}", f"next: tunesmith run {made['recipe']}",
+              f"{made['rows']:,} rows: {made['suspects']:,} suspect, {made['proposed']:,} proposed"]
+    emit(made, as_json, lines)
+
+
 def _row_lines(row: dict, ids: bool) -> list[str]:
     colour = sys.stdout.isatty()
     begin, end = (TRAINED, PLAIN) if colour else ("⟦", "⟧")

@@ -30,26 +30,38 @@ def drop_exact_duplicates(rows: Sequence[Row]) -> tuple[list[int], list[Finding]
     said: dict[bytes, int] = {}
     numbers, dropped, kept = [], [], []
     for i, row in enumerate(rows):
-        turns = key(row)
-        first = seen.setdefault(_hash(*turns, *_setting(row)), i)
+        whole, turns = identity(row)
+        first = seen.setdefault(whole, i)
         if first != i:
             dropped.append((i, first))
             continue
         numbers.append(i)
-        if (other := said.setdefault(_hash(*turns), i)) != i:
+        if (other := said.setdefault(turns, i)) != i:
             kept.append((i, other))
+    return numbers, duplicate_findings(len(dropped), [(rows[i].where, rows[j].where) for i, j in dropped[:EXAMPLES]],
+                                       len(kept), [(rows[i].where, rows[j].where) for i, j in kept[:EXAMPLES]])
+
+
+def identity(row: Row) -> tuple[bytes, bytes]:
+    """(hash of a row, equal in exact duplicates; hash of its turns, equal also under another system prompt or other tools)."""
+    turns = key(row)
+    return _hash(*turns, *_setting(row)), _hash(*turns)
+
+
+def duplicate_findings(dropped: int, dropped_where: list[tuple[str, str]], kept: int,
+                       kept_where: list[tuple[str, str]]) -> list[Finding]:
+    """What `drop_exact_duplicates` tells: how many, and the places of the first few, each with that of the earlier row."""
     findings = []
     if dropped:
-        findings.append(Finding("exact_duplicate", "warning", len(dropped),
-                                f"{len(dropped)} training rows repeat an earlier one and are dropped",
-                                "remove them from the file",
-                                [f"{rows[i].where} = {rows[j].where}" for i, j in dropped[:EXAMPLES]]))
+        findings.append(Finding("exact_duplicate", "warning", dropped,
+                                f"{dropped} training rows repeat an earlier one and are dropped",
+                                "remove them from the file", [f"{here} = {there}" for here, there in dropped_where]))
     if kept:
-        findings.append(Finding("duplicate_other_system", "info", len(kept),
-                                f"{len(kept)} training rows repeat the question and answer of an earlier one under another "
+        findings.append(Finding("duplicate_other_system", "info", kept,
+                                f"{kept} training rows repeat the question and answer of an earlier one under another "
                                 "system prompt or other tools", "keep them if that difference is meant",
-                                [f"{rows[i].where} ~ {rows[j].where}" for i, j in kept[:EXAMPLES]]))
-    return numbers, findings
+                                [f"{here} ~ {there}" for here, there in kept_where]))
+    return findings
 
 
 def _hash(*texts: str) -> bytes:

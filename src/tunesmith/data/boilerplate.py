@@ -88,26 +88,67 @@ def boilerplate(texts: list[str], found: Sets) -> Boilerplate | None:
 
     first = {text: n for n, text in reversed(list(enumerate(texts)))}
     different = np.sort(np.fromiter(first.values(), dtype=np.int64))
-    limit = max(FEW, SHARE * len(different))
-    shingles = found.numbers[spans(found.starts[different], found.starts[different + 1])]
-    holders = np.bincount(places(shingles), minlength=1 << TABLE_BITS)
-    common = holders > limit
+    common = widespread(holders(found.numbers[spans(found.starts[different], found.starts[different + 1])]), len(first))
     if not common.any():
         return None
     texts = list(first)
-    here, backward, forward = (np.zeros_like(holders) for _ in range(3))
-    for window, before, after in _common_ground(texts, common):
-        here += np.bincount(window, minlength=len(here))
-        backward += np.bincount(before[before >= 0], minlength=len(here))
-        forward += np.bincount(after[after >= 0], minlength=len(here))
-    if not here.any():
-        return None
-    most_before, most_after = np.zeros_like(holders), np.zeros_like(holders)
-    for window, before, after in _common_ground(texts, common):
-        for most, pair, counts in ((most_before, before, backward), (most_after, after, forward)):
-            np.maximum.at(most, window[pair >= 0], counts[pair[pair >= 0]])
-    parted = np.where(here > limit, (1 - BORDER) * here, -1)
-    return Boilerplate(common, most_before <= parted, most_after <= parted)
+    met = meetings(texts, common)
+    return decided(common, met, commonest(texts, common, met), len(texts)) if met.any() else None
+
+
+# ---- the steps, for texts that are in no one place: of several parts of a corpus, no text of which stands in two
+
+
+def holders(numbers: np.ndarray) -> np.ndarray:
+    """How many texts have a shingle at each place of the table, by the numbers of their sets. Those of two parts are added."""
+    import numpy as np
+
+    return np.bincount(places(numbers), minlength=1 << TABLE_BITS)
+
+
+def widespread(held: np.ndarray, texts: int) -> np.ndarray:
+    """Which shingles so many texts, all of the corpus, have in common."""
+    return held > _limit(texts)
+
+
+def meetings(texts: list[str], common: np.ndarray) -> np.ndarray:
+    """How often each window stands there, each with the shingle before it, and each with the one after it: three tables.
+
+    Those of two parts are added.
+    """
+    import numpy as np
+
+    met = np.zeros((3, len(common)), dtype=np.int64)
+    for found in _common_ground(texts, common):
+        for table, at in zip(met, found, strict=True):
+            table += np.bincount(at[at >= 0], minlength=len(table))
+    return met
+
+
+def commonest(texts: list[str], common: np.ndarray, met: np.ndarray) -> np.ndarray:
+    """How often each window stands with the shingle that is oftenest before it, and oftenest after it: two tables.
+
+    `met` is `meetings` of the corpus. Of two parts the greater counts.
+    """
+    import numpy as np
+
+    most = np.zeros((2, len(common)), dtype=np.int64)
+    for window, *pairs in _common_ground(texts, common):
+        for table, pair, counts in zip(most, pairs, met[1:], strict=True):
+            np.maximum.at(table, window[pair >= 0], counts[pair[pair >= 0]])
+    return most
+
+
+def decided(common: np.ndarray, met: np.ndarray, most: np.ndarray, texts: int) -> Boilerplate:
+    """Boilerplate of a corpus of so many different texts, by `widespread`, `meetings` and `commonest` of all of it."""
+    import numpy as np
+
+    parted = np.where(met[0] > _limit(texts), (1 - BORDER) * met[0], -1)
+    return Boilerplate(common, *(most <= parted))
+
+
+def _limit(texts: int) -> float:
+    return max(FEW, SHARE * texts)
 
 
 def _common_ground(texts: list[str], common: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

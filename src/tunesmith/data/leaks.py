@@ -54,6 +54,8 @@ REFUSING = {
     "leak_contained": "stand in train inside longer texts",
 }
 """Kinds that the leak gate counts, and how a finding says it."""
+WHOLE = ("leak_exact", "leak_normalised", "leak_numbers", "leak_reordered", "leak_near")
+"""Kinds that need no more of train than the one row."""
 PARTIAL = {
     "leak_prompt": "ask what a training row asks, which has another answer: the question is not new",
     "leak_answer": "expect a long answer that a training row gives to another question",
@@ -157,6 +159,11 @@ def _finding(code: str, name: str, leaks: list[Leak], of: int) -> Finding:
 
 
 # ---- whole rows
+
+
+def whole_forms(row: Row) -> list[tuple[str, tuple[str, str]]]:
+    """(layer, form) of a row: another row that has one of them stands in it, or it in that row."""
+    return list(_forms(key(row)))
 
 
 def _forms(turns: _Key) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tunesmith.data.formats import FORMATS, detect, read_row
 from tunesmith.data.messages import Bad
-from tunesmith.data.read import Record
+from tunesmith.data.read import Record, read_records
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, Problem
 
@@ -27,6 +28,15 @@ def stream(records: Iterable[Record | Problem], fmt: str = "auto") -> Iterator[R
         except Bad as bad:
             field, message, fix = bad.args
             yield Problem(code="bad_row", where=f"{record.where}: {field}", message=message, fix=fix)
+
+
+def rows_of(path: Path, name: str, fmt: str = "auto") -> Iterator[Row | Problem]:
+    """`stream` of a file. What ends the file early (damage, raw text, nothing in it) comes as its last problems."""
+    try:
+        yield from stream(read_records(path, name), fmt)
+    except DataError as error:
+        yield from error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
+                                              message=f"{error.what}: {error.why}" if error.why else error.what)]
 
 
 def normalise(records: Iterable[Record | Problem], fmt: str = "auto") -> list[Row]:

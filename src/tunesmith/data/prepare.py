@@ -22,9 +22,9 @@ from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.mix import mix_all
-from tunesmith.data.normalise import stream
+from tunesmith.data.normalise import rows_of
 from tunesmith.data.overflow import Overflow
-from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of, read_records
+from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of
 from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.similar import Index
 from tunesmith.data.split import split
@@ -142,7 +142,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     effects = [*filtered.effects, *filters.would_drop(train, survey, audited, config.filter)]
     findings += [*audited.findings, *survey.findings, *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
-    parts = {part: _render_all(part, rows, tokenizer, config, staging, dropped)
+    parts = {part: write_part(part, ((row, rendered_row(tokenizer, row)) for row in rows), config, staging, dropped,
+                              tokenizer)
              for part, rows in {TRAIN: train, **held_out}.items()}
     _empty(spool)
     findings += dropped.findings()
@@ -176,12 +177,10 @@ def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path, repairs: 
         rows, system = style.chapters_to_rows(named, config.style, system, tokenizer, config.max_tokens)
         write_rows(path, repairs.made(rows) if config.repair else rows)
         return Rows(path), system
-    problems = _Problems()
+    problems = Problems()
     rows = _rows_of(named, config.format, problems)
     write_rows(path, repairs.made(rows) if config.repair else rows)
-    if problems.count:
-        raise DataError(f"{problems.count} problem{'s' * (problems.count > 1)} in the data{_shown(problems.count)}",
-                        problems=problems.first)
+    problems.refuse()
     require_sft(Rows(path))
     return Rows(path), None
 
@@ -208,7 +207,7 @@ class _Repairs:
                 for what, count in self.count.most_common()]
 
 
-class _Problems:
+class Problems:
     """How many, and the first of them: a million bad rows are no reason to run out of memory."""
 
     def __init__(self) -> None:
@@ -218,18 +217,20 @@ class _Problems:
         self.count += len(problems)
         self.first += problems[: SHOWN_PROBLEMS - len(self.first)]
 
+    def refuse(self) -> None:
+        """Raises DataError when there is one."""
+        if self.count:
+            raise DataError(f"{self.count} problem{'s' * (self.count > 1)} in the data{_shown(self.count)}",
+                            problems=self.first)
 
-def _rows_of(named: dict[str, Path], fmt: str, problems: _Problems) -> Iterator[Row]:
+
+def _rows_of(named: dict[str, Path], fmt: str, problems: Problems) -> Iterator[Row]:
     for name, path in named.items():
-        try:
-            for found in stream(read_records(path, name), fmt):
-                if isinstance(found, Row):
-                    yield found
-                else:
-                    problems.add(found)
-        except DataError as error:
-            problems.add(*error.problems or [Problem(code="unreadable", where=error.where, fix=error.fix,
-                                                     message=f"{error.what}: {error.why}" if error.why else error.what)])
+        for found in rows_of(path, name, fmt):
+            if isinstance(found, Row):
+                yield found
+            else:
+                problems.add(found)
 
 
 def _empty(spool: Path) -> None:
@@ -242,23 +243,32 @@ def _shown(count: int) -> str:
     return f" (the first {SHOWN_PROBLEMS} are shown)" if count > SHOWN_PROBLEMS else ""
 
 
-def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder: Path, dropped: Overflow) -> dict[str, int]:
-    """Counts of the rows that are kept: writes them, and their tokens.
+def rendered_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendered | Problem:
+    """Tokens and mask of a row, or why it cannot be trained on. Its length is not looked at."""
+    try:
+        return render(tokenizer, row.messages, row.tools)
+    except TemplateError as error:
+        return Problem(code="template", where=row.where, message=error.what, fix=error.fix)
+
+
+def write_part(part: str, rows: Iterable[tuple[Row, Rendered | Problem]], config: Data, folder: Path,
+               dropped: Overflow, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Write rows and their tokens, as `rendered_row` gives them. Returns counts of the rows that are kept.
 
     Raises:
         DataError: rows that cannot be trained on (the first are listed, all are counted), or none is left.
     """
-    problems, refused = _Problems(), Overflow(config.max_tokens)
+    problems, refused, seen = Problems(), Overflow(config.max_tokens), 0
 
     def length(row: Row) -> int:
         return len(render(tokenizer, row.messages, row.tools).ids)
 
     def fitting(file) -> Iterator[Rendered]:
-        for row in rows:
-            try:
-                rendered = render(tokenizer, row.messages, row.tools)
-            except TemplateError as error:
-                problems.add(Problem(code="template", where=row.where, message=error.what, fix=error.fix))
+        nonlocal seen
+        for row, rendered in rows:
+            seen += 1
+            if isinstance(rendered, Problem):
+                problems.add(rendered)
                 continue
             n = len(rendered.ids)
             if n <= config.max_tokens:
@@ -279,7 +289,7 @@ def _render_all(part: str, rows: Sequence[Row], tokenizer, config: Data, folder:
     with open(folder / rows_file(part), "w", encoding="utf-8", newline="\n") as file:
         counts = write_tokens(folder, part, fitting(file))
     if problems.count:
-        raise DataError(f"{problems.count} of {len(rows)} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
+        raise DataError(f"{problems.count} of {seen} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
                         why=f"{refused.rows} are too long; {refused.cost}" if refused.rows else None, problems=problems.first)
     if not counts["rows"]:
         raise DataError(f"no row of {part!r} is left: all are longer than {config.max_tokens} tokens",

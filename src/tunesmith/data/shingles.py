@@ -45,12 +45,24 @@ class Sets:
 
 def commonness(texts: list[str]) -> np.ndarray:
     """How common a shingle is among folded texts, 0 to 127 on a logarithmic scale, by its place in the table."""
+    return levels(count(texts))
+
+
+def count(texts: list[str]) -> np.ndarray:
+    """How many shingles fall on each place of a table of 2**TABLE_BITS: the counts of two corpora may be added."""
     import numpy as np
 
     counts = np.zeros(1 << TABLE_BITS, dtype=np.int64)
     for batch in batches(texts):
         counts += np.bincount(places(hashed(batch)[0]), minlength=len(counts))
-    return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint64)
+    return counts
+
+
+def levels(counts: np.ndarray) -> np.ndarray:
+    """Counts on the scale of `commonness`."""
+    import numpy as np
+
+    return np.minimum(127, 4 * np.log2(1 + counts)).astype(np.uint8)
 
 
 def places(numbers: np.ndarray) -> np.ndarray:
@@ -62,7 +74,12 @@ def places(numbers: np.ndarray) -> np.ndarray:
 
 def signature_words(texts: list[str]) -> int:
     """Length of a signature that still tells texts of this average length apart: about two bits a shingle."""
-    average = sum(map(len, texts)) // max(1, len(texts))
+    return words_for(sum(map(len, texts)), len(texts))
+
+
+def words_for(characters: int, texts: int) -> int:
+    """`signature_words` of so many characters in so many texts."""
+    average = characters // max(1, texts)
     return min(32, max(2, 1 << (average // 32).bit_length()))
 
 
@@ -79,7 +96,7 @@ def sets(texts: list[str], common: np.ndarray, words: int, shared: Boilerplate |
         if shared:
             keep = shared.keep(hashes, counts)
             hashes, counts = hashes[keep], np.add.reduceat(keep, np.cumsum(counts) - counts, dtype=np.int64)
-        found = common[places(hashes)] << np.uint64(HASH_BITS)
+        found = common[places(hashes)].astype(np.uint64) << np.uint64(HASH_BITS)
         found |= hashes & np.uint64((1 << HASH_BITS) - 1)
         ends = np.cumsum(counts)
         for start, end in zip((ends - counts).tolist(), ends.tolist(), strict=True):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,14 +103,15 @@ class _Side:
 class Index:
     """Near-duplicate search among `rows`. Rows that are equal after folding are searched once."""
 
-    def __init__(self, rows: list[Row], threshold: float):
+    def __init__(self, rows: list[Row], threshold: float, shared: Sequence[Boilerplate | None] = ()):
+        """`shared` is boilerplate of prompts and of answers, where these rows are not the corpus it is told from."""
         self.threshold = threshold
         self._rows = rows
         same: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             same[fold(row.prompt), fold(row.answer)].append(i)
         self._same = list(same.values())
-        self._sides = [_side([texts[n] for texts in same], threshold) for n in (0, 1)]
+        self._sides = [_side([texts[n] for texts in same], threshold, *shared[n : n + 1]) for n in (0, 1)]
 
     def near(self, row: Row) -> list[tuple[int, float]]:
         """Numbers of all near-duplicates of `row`, each with the smaller of both sides' similarities, in order."""
@@ -184,14 +185,20 @@ class Index:
         for numbers, known in pairs:
             if not len(found):
                 break
-            least = np.minimum(least, _jaccard(numbers, known, found))
+            least = np.minimum(least, similarities(numbers, known, found))
             near = least >= self.threshold
             found, least = found[near], least[near]
         return found, least
 
 
-def _jaccard(numbers: np.ndarray, known: Sets, found: np.ndarray) -> np.ndarray:
-    """Similarity of a set with each of these, of which there is at least one."""
+def _asked(side: _Side, texts: list[str]) -> tuple[Sets, Sets]:
+    """Sets of folded texts that are not in the corpus, and what is left of them without its boilerplate."""
+    found = sets(texts, side.common, side.sets.signatures.shape[1])
+    return found, sets(texts, side.common, 0, side.shared) if side.shared else found
+
+
+def similarities(numbers: np.ndarray, known: Sets, found: np.ndarray) -> np.ndarray:
+    """Jaccard similarity of a set with each of these, of which there is at least one."""
     import numpy as np
 
     starts, stops = known.starts[found], known.starts[found + 1]
@@ -202,20 +209,19 @@ def _jaccard(numbers: np.ndarray, known: Sets, found: np.ndarray) -> np.ndarray:
     return shared / (len(numbers) + sizes - shared)
 
 
-def _asked(side: _Side, texts: list[str]) -> tuple[Sets, Sets]:
-    """Sets of folded texts that are not in the corpus, and what is left of them without its boilerplate."""
-    found = sets(texts, side.common, side.sets.signatures.shape[1])
-    return found, sets(texts, side.common, 0, side.shared) if side.shared else found
+def prefix_lengths(sizes: np.ndarray, threshold: float) -> np.ndarray:
+    """How many of a set's rarest shingles hold one of every near-duplicate."""
+    return sizes - at_least_shared(sizes, threshold) + 1
 
 
-def _side(texts: list[str], threshold: float) -> _Side:
+def _side(texts: list[str], threshold: float, *told: Boilerplate | None) -> _Side:
     import numpy as np
 
     common = commonness(texts)
     found = sets(texts, common, signature_words(texts))
-    shared = boilerplate(texts, found)
+    shared = told[0] if told else boilerplate(texts, found)
     rest = sets(texts, common, 0, shared) if shared else found
-    lengths = found.sizes - at_least_shared(found.sizes, threshold) + 1
+    lengths = prefix_lengths(found.sizes, threshold)
     prefixes = found.numbers[spans(found.starts[:-1], found.starts[:-1] + lengths)]
     order = np.argsort(prefixes, kind="stable")
     known, group, counts = np.unique(prefixes, return_inverse=True, return_counts=True)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.schema import Split
 
+Group = TypeVar("Group")
 TIME_KEYS = ("time", "timestamp", "date", "created", "created_at")
 
 
@@ -32,17 +34,22 @@ def split(rows: Sequence[Row], config: Split, seed: int, similar: Sequence[Seque
         held_out = _newest(rows, config.test)
     else:
         groups = _groups(rows, config.by, similar)
-        stratum = _field(config.stratify) if config.stratify else None
+        stratum = field(config.stratify) if config.stratify else None
         held_out = _drawn(rows, groups, config, seed, stratum)
     train = [i for i in range(len(rows)) if i not in held_out]
     if not train or not held_out:
-        what = {"source": "file", "random": "distinct row"}.get(config.by, f"group of {config.by!r}")
         count = len(set(_groups(rows, config.by, similar))) if config.by != "time" else len(rows)
-        chapters = config.by == "source" and all("chapter" in row.meta for row in rows)
-        raise DataError(f"cannot hold out {config.test:.0%} of {count} {what}{'s' * (count != 1)}",
-                        fix="hold out whole chapters with data.split.by: chapter, or name a test file in data.test" if chapters
-                        else "give more data, name a test file in data.test, or split by random")
+        raise one_sided(config, count, all("chapter" in row.meta for row in rows))
     return train, sorted(held_out)
+
+
+def one_sided(config: Split, count: int, chapters: bool) -> DataError:
+    """The error that nothing would be left on one side of so many groups, of rows that all say their chapter or do not."""
+    what = {"source": "file", "random": "distinct row"}.get(config.by, f"group of {config.by!r}")
+    return DataError(f"cannot hold out {config.test:.0%} of {count} {what}{'s' * (count != 1)}",
+                     fix="hold out whole chapters with data.split.by: chapter, or name a test file in data.test"
+                     if chapters and config.by == "source"
+                     else "give more data, name a test file in data.test, or split by random")
 
 
 def source(row: Row) -> str:
@@ -52,14 +59,14 @@ def source(row: Row) -> str:
 
 def chapter(row: Row) -> str:
     """The chapter a row came from, of its `source` if it names one: two books may both have a first chapter."""
-    return f"{row.meta.get('source', '')}\0{_field('chapter')(row)}"
+    return f"{row.meta.get('source', '')}\0{field('chapter')(row)}"
 
 
 def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, stratum: Callable[[Row], str] | None) -> set[int]:
     digest: dict[int, int] = defaultdict(int)
     labels: dict[int, Counter[str]] = defaultdict(Counter)
     for row, group in zip(rows, groups, strict=True):
-        digest[group] += int.from_bytes(_digest(row))  # a sum, so that the order of a group's rows does not matter
+        digest[group] += int.from_bytes(content_digest(row))  # a sum, so that the order of a group's rows does not matter
         labels[group][stratum(row) if stratum else ""] += 1
     members: dict[int, list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
@@ -67,23 +74,35 @@ def _drawn(rows: Sequence[Row], groups: list[int], config: Split, seed: int, str
     strata: dict[str, list[int]] = defaultdict(list)
     for group in members:
         strata[labels[group].most_common(1)[0][0]].append(group)
-    held_out: set[int] = set()
-    for inside in strata.values():
-        ranked = sorted(inside, key=lambda g: hashlib.sha256(f"{seed}/{digest[g]}".encode()).digest())
-        wanted = config.test * sum(len(members[g]) for g in ranked)
+    ranked = [sorted(inside, key=lambda g: rank(seed, digest[g])) for inside in strata.values()]
+    fronts = [(sum(len(members[g]) for g in inside), [(len(members[g]), g) for g in inside]) for inside in ranked]
+    return {i for group in drawn(fronts, config.test, len(rows)) for i in members[group]}
+
+
+def rank(seed: int, digest: int) -> bytes:
+    """Where a group stands in the draw, by the sum of its rows' digests: evenly spread over all 32-byte strings."""
+    return hashlib.sha256(f"{seed}/{digest}".encode()).digest()
+
+
+def drawn(strata: list[tuple[int, list[tuple[int, Group]]]], share: float, rows: int) -> Iterator[Group]:
+    """The groups to hold out of strata, each given as (its rows, [(size, group), the lowest rank first]).
+
+    Of each list its front is enough: as many groups as have more than `share` of the stratum's rows.
+    """
+    held_out = 0
+    for total, ranked in strata:
         taken = 0
-        for group in ranked:
-            enough = taken + len(members[group]) / 2 > wanted and (taken or len(strata) > 1)
-            if enough or len(held_out) + len(members[group]) == len(rows):
+        for size, group in ranked:
+            enough = taken + size / 2 > share * total and (taken or len(strata) > 1)
+            if enough or held_out + size == rows:
                 break
-            held_out.update(members[group])
-            taken += len(members[group])
-    return held_out
+            yield group
+            taken, held_out = taken + size, held_out + size
 
 
 def _groups(rows: Sequence[Row], by: str, similar: Sequence[Sequence[int]]) -> list[int]:
     """A group number for each row: the same content, file or key, and what hangs together by near-duplicates."""
-    name = {"random": _digest, "source": source, "chapter": chapter}.get(by) or _field(by)
+    name = group_name(by)
     first: dict = {}
     parent = [first.setdefault(name(row), i) for i, row in enumerate(rows)]
 
@@ -98,6 +117,11 @@ def _groups(rows: Sequence[Row], by: str, similar: Sequence[Sequence[int]]) -> l
             a, b = sorted((root(cluster[0]), root(i)))
             parent[b] = a
     return [root(i) for i in range(len(rows))]
+
+
+def group_name(by: str) -> Callable[[Row], str | bytes]:
+    """What rows of one group have in common: their content, file or key."""
+    return {"random": content_digest, "source": source, "chapter": chapter}.get(by) or field(by)
 
 
 def _newest(rows: Sequence[Row], share: float) -> set[int]:
@@ -123,7 +147,7 @@ def _time(row: Row) -> float:
                         fix=f"give every row one of {', '.join(TIME_KEYS)}: an ISO 8601 date or seconds since 1970") from None
 
 
-def _field(key: str) -> Callable[[Row], str]:
+def field(key: str) -> Callable[[Row], str]:
     """What a row says under this key; `answer` is its answer."""
     if key == "answer":
         return lambda row: row.answer
@@ -137,5 +161,5 @@ def _field(key: str) -> Callable[[Row], str]:
     return read
 
 
-def _digest(row: Row) -> bytes:
+def content_digest(row: Row) -> bytes:
     return hashlib.sha256("\0".join(m["content"] for m in row.messages).encode()).digest()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.engine import attention
+from tunesmith.engine import attention, loss
 from tunesmith.engine.lora_linear import fused_forward
-from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss
+from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss, labelled_positions
 from tunesmith.engine.native import build
 from tunesmith.engine.native.replace import replace
 from tunesmith.engine.packing import layout
@@ -83,6 +83,22 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
 
     The pack is filled up to a round number of tokens with one more row, which no row sees and nothing is learned from.
     """
+    hidden_TD, labels_T = _hidden(model, rows)
+    with build.used():
+        return chunked_loss(hidden_TD, model.get_base_model().get_output_embeddings(), labels_T)
+
+
+def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """What each labelled token costs, in nats: one tensor for each row of one pack."""
+    with torch.inference_mode():
+        hidden_TD, labels_T = _hidden(model, rows)
+        where, head = labelled_positions(labels_T), model.get_base_model().get_output_embeddings()
+        losses_N = loss.token_losses(hidden_TD.index_select(0, where), head, labels_T[where])
+    return list(losses_N.split([sum(label != IGNORE for label in labels) for _, labels in rows]))
+
+
+def _hidden(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(last hidden states, shifted labels) of all tokens of a pack and of what it is filled up with."""
     causal_lm = model.get_base_model()
     if short := -sum(len(tokens) for tokens, _ in rows) % GRAIN:
         rows = [*rows, ([0] * short, [IGNORE] * short)]
@@ -94,7 +110,7 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
     with build.used():
         hidden_1TD = decoder(input_ids=tokens_1T, position_ids=plan.positions_T.unsqueeze(0), use_cache=False,
                              packing=plan).last_hidden_state
-        return chunked_loss(hidden_1TD.squeeze(0), causal_lm.get_output_embeddings(), labels_T)
+    return hidden_1TD.squeeze(0), labels_T
 
 
 def _is_plain(layer) -> bool:

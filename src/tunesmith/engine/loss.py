@@ -80,3 +80,12 @@ def chunked_loss(hidden_TD: torch.Tensor, head: nn.Linear, labels_T: torch.Tenso
     where = labelled_positions(labels_T)
     where = torch.cat([where, (labels_T == IGNORE).nonzero().squeeze(1)[: -len(where) % GRAIN]])
     return ChunkedCrossEntropy.apply(hidden_TD.index_select(0, where), head.weight, head.bias, labels_T[where])
+
+
+def token_losses(hidden_ND: torch.Tensor, head: nn.Linear, labels_N: torch.Tensor) -> torch.Tensor:
+    """-log p of each label in nats, [N], without gradients."""
+    found = [torch.zeros(0, device=hidden_ND.device)]
+    for begin in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
+        part = slice(begin, begin + CHUNK_TOKENS)
+        found.append(nn.functional.cross_entropy(head(hidden_ND[part]).float(), labels_N[part], reduction="none"))
+    return torch.cat(found)

@@ -14,12 +14,26 @@ from tunesmith.engine.loss import IGNORE
 
 def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss and hit count of `(tokens, shifted labels)` rows, one row of the batch each."""
+    logits_BLV, labels_BL = _logits(model, rows)
+    logits_BLV = logits_BLV.float()
+    loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), ignore_index=IGNORE, reduction="sum")
+    hits = (logits_BLV.argmax(-1) == labels_BL).sum()
+    return loss, hits
+
+
+def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """What each labelled token costs, in nats: one tensor for each row."""
+    with torch.inference_mode():
+        logits_BLV, labels_BL = _logits(model, rows)
+        losses_BL = F.cross_entropy(logits_BLV.float().transpose(1, 2), labels_BL, ignore_index=IGNORE, reduction="none")
+    return [losses_L[labels_L != IGNORE] for losses_L, labels_L in zip(losses_BL, labels_BL, strict=True)]
+
+
+def _logits(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, shifted labels), rows padded on the right to the longest."""
     device = next(model.parameters()).device
     longest = max(len(tokens) for tokens, _ in rows)
     tokens_BL = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in rows], device=device)
     labels_BL = torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in rows], device=device)
     mask_BL = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t, _ in rows], device=device)
-    logits_BLV = model(input_ids=tokens_BL, attention_mask=mask_BL, use_cache=False).logits.float()
-    loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), ignore_index=IGNORE, reduction="sum")
-    hits = (logits_BLV.argmax(-1) == labels_BL).sum()
-    return loss, hits
+    return model(input_ids=tokens_BL, attention_mask=mask_BL, use_cache=False).logits, labels_BL

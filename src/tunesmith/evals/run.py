@@ -192,7 +192,7 @@ def _training_facts(run: Run) -> dict:
     return {"steps": [{k: r[k] for k in shown} for r in records if "loss" in r],
             "evals": [{"step": r["step"], "loss": r["eval_loss"]} for r in records if "eval_loss" in r],
             "tokens_per_second": state["tokens_per_second"], "peak_memory_bytes": state["peak_memory_bytes"],
-            "seconds": state["train_seconds"]}
+            "seconds": state["train_seconds"], "adapter_step": state.get("adapter_step")}
 
 
 def verdict(report: dict, recipe: Recipe) -> str:
@@ -228,6 +228,9 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     evals = report["training"]["evals"]
     if len(evals) > 2 and evals[-1]["loss"] > 1.05 * min(e["loss"] for e in evals):
         best = min(evals, key=lambda e: e["loss"])
+    else:
+        best = None
+    if best and best["step"] != report["training"].get("adapter_step"):
         out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
                    f"({evals[-1]['loss']:.3f})")
     for f in dataset.manifest["findings"]:

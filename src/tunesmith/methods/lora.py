@@ -11,7 +11,7 @@ from tunesmith.errors import AdapterError, RecipeError, StoreError
 from tunesmith.models.load import quiet_transformers
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
     from tunesmith.recipe.schema import Method
@@ -34,17 +34,22 @@ def attach(model: PreTrainedModel, method: Method, base_ref: str) -> PeftModel:
     Raises:
         RecipeError: a target names no linear layer of this base.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
     targets(model, method)
-    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout,
-                        target_modules=method.targets, task_type=TaskType.CAUSAL_LM, bias="none")
     with quiet_transformers():
-        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+        peft_model = get_peft_model(model, config(method, base_ref), autocast_adapter_dtype=True)
     made = peft_model.peft_config["default"]
-    made.base_model_name_or_path = base_ref
     made.target_modules = sorted(made.target_modules)  # PEFT makes it a set: the file would differ from run to run
     return peft_model
+
+
+def config(method: Method, base_ref: str) -> LoraConfig:
+    """PEFT's, as it will stand beside the weights."""
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=method.targets,
+                      task_type=TaskType.CAUSAL_LM, bias="none", base_model_name_or_path=base_ref)
 
 
 def targets(model: PreTrainedModel, method: Method) -> list[Target]:

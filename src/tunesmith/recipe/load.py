@@ -49,7 +49,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
     """Validate recipe text. `where` names it in messages. Raises RecipeError."""
     from pydantic import ValidationError
 
-    value, lines, problems = _yaml_with_lines(text, where)
+    value, lines, problems = yaml_with_lines(text, where)
     if not isinstance(value, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=f"{where}:1",
                           fix="start from `tunesmith init DIR`")
@@ -64,7 +64,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
     return recipe
 
 
-def _yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], list[Problem]]:
+def yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], list[Problem]]:
     """The plain value, the line of every key path, and a problem for each key given twice."""
     import yaml
 
@@ -72,23 +72,26 @@ def _yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], l
     problems: list[Problem] = []
     loader = _yaml_loader()
 
-    def walk(node, path: tuple, above: tuple = ()) -> None:
+    walked: set[int] = set()
+
+    def walk(node, path: tuple) -> None:
         lines.setdefault(path, node.start_mark.line + 1)
-        if node in above:  # an anchor that contains itself
+        if id(node) in walked:  # an alias: it may contain itself, or be meant a billion times
             return
+        walked.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, child in node.value:
                 here = (*path, key.value)
                 if key.value in seen:
                     problems.append(Problem(code="duplicate_key", where=f"{where}:{key.start_mark.line + 1}",
-                                            message=f"{_dotted(here)} is given twice", fix="keep one of them"))
+                                            message=f"{dotted(here)} is given twice", fix="keep one of them"))
                 seen.add(key.value)
                 lines[here] = key.start_mark.line + 1
-                walk(child, here, (*above, node))
+                walk(child, here)
         elif isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
-                walk(child, (*path, i), (*above, node))
+                walk(child, (*path, i))
 
     try:
         node = yaml.compose(text, Loader=loader)
@@ -126,9 +129,9 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
     while known not in lines and known:
         known = known[:-1]
     place = f"{where}:{lines.get(known, 1)}"
-    name = _dotted(path) or "recipe"
+    name = dotted(path) or "recipe"
     if error["type"] == "extra_forbidden":
-        siblings = _fields_at(path[:-1])
+        siblings = fields_at(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(siblings)}"
         return Problem(code="unknown_key", where=place, message=f"{name}: no such key", fix=fix)
@@ -163,7 +166,7 @@ def _is_union_tag(part: str) -> bool:
         "str", "int", "float", "bool", "none")
 
 
-def _fields_at(path: tuple) -> list[str]:
+def fields_at(path: tuple) -> list[str]:
     def inside(annotation) -> typing.Iterator[type]:
         yield annotation
         for argument in typing.get_args(annotation):
@@ -178,5 +181,5 @@ def _fields_at(path: tuple) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _dotted(path: tuple) -> str:
+def dotted(path: tuple) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")

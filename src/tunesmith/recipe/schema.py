@@ -168,6 +168,14 @@ class Objective(Section):
 class Checkpoint(Section):
     every_steps: Annotated[int, Field(ge=1)] = 50
     keep: Annotated[int, Field(ge=1)] = 3
+    keep_best: bool = False
+    """The run ends with the adapter of its lowest held-out loss instead of the last. Needs train.eval_every_steps."""
+
+
+class EarlyStop(Section):
+    patience: Annotated[int, Field(ge=1)]
+    """The run ends after so many held-out evaluations in a row without a new lowest loss, with the adapter of the lowest.
+    3 to 5 is usual: a single one says little."""
 
 
 class Train(Section):
@@ -192,7 +200,17 @@ class Train(Section):
     """Of the frozen base and the activations; adapters are always float32. auto: measured at start."""
     eval_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Held-out loss during training; null: at the beginning and the end."""
+    early_stop: EarlyStop | None = None
+    """End when the held-out loss no longer falls; null: train all steps. Needs train.eval_every_steps."""
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _the_best_is_looked_for(self):
+        if self.eval_every_steps is None and (self.early_stop or self.checkpoint.keep_best):
+            name = "early_stop" if self.early_stop else "checkpoint.keep_best"
+            raise ValueError(f"{name} compares evaluations during training: set train.eval_every_steps, for example to a "
+                             "tenth of the steps")
+        return self
 
 
 class Eval(Section):

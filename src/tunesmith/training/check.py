@@ -21,11 +21,11 @@ MASK_LOW, MASK_HIGH = 0.01, 0.95
 
 
 def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -> dict:
-    """`{ok, problems, estimate, dataset_id}`. Problems of severity error make `ok` false; nothing is raised for them.
+    """`{ok, problems, estimate, targets, serving, dataset_id}`. Problems of severity error make `ok` false; none is raised.
 
-    Schema, base, rows, template, mask, length, duplicates, leaks, targets, and whether memory will do.
+    Schema, base, rows, template, mask, length, duplicates, leaks, targets, whether memory will do and vLLM will load it.
     """
-    result: dict = {"ok": False, "problems": [], "estimate": None, "dataset_id": None}
+    result: dict = {"ok": False, "problems": [], "estimate": None, "targets": [], "serving": None, "dataset_id": None}
     problems: list[Problem] = []
     try:
         loaded = load(recipe)
@@ -34,8 +34,8 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
         result["dataset_id"] = dataset.id
         problems += _data_problems(loaded, dataset)
         problems += _template_problems(loaded, base, dataset)
-        result["estimate"] = estimate(loaded, base, dataset)
-        problems += _memory_problems(result["estimate"])
+        result["estimate"], result["targets"], result["serving"] = estimate(loaded, base, dataset)
+        problems += _memory_problems(result["estimate"]) + _serving_problems(result["serving"]["vllm"])
     except TunesmithError as error:
         problems += error.problems or [Problem(code=type(error).__name__, message=error.what, where=error.where,
                                                fix=error.fix or error.why)]
@@ -44,8 +44,8 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
     return result
 
 
-def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
-    """Peak memory, seconds, trainable parameters and adapter size. Weights are not loaded.
+def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[dict], dict]:
+    """(peak memory, seconds, trainable parameters and adapter size; what is adapted; who can serve it), no weights loaded.
 
     Raises:
         RecipeError: a target matches no layer.
@@ -57,7 +57,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
     from tunesmith.engine import estimate as arithmetic
     from tunesmith.engine.native import build
     from tunesmith.engine.precision import choose
-    from tunesmith.methods import lora
+    from tunesmith.methods import lora, report
     from tunesmith.models.load import parameter_count, quiet_transformers
 
     recipe = loaded.recipe
@@ -79,12 +79,14 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> dict:
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
     packs = [sum(lengths[r] for r in pack) for step in steps for pack in step.packs]
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
-    return {
+    found = {
         "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels),
         "seconds": round(arithmetic.seconds(shape, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
         "trainable_parameters": trainable, "adapter_bytes": 4 * trainable, "steps": len(steps), "tokens": sum(packs),
         "matched_layers": len(matched), "dtype": str(choice.dtype).removeprefix("torch."),
     }
+    config = lora.config(recipe.method, base.ref).to_dict()
+    return found, report.by_module(matched, recipe.method.rank), {"vllm": report.vllm(config)}
 
 
 def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:
@@ -115,6 +117,13 @@ def _template_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Pro
                     message="prompts will not be the base's own: the fingerprint is "
                             f"{trained[:19]}, the base's {fingerprint(own)[:19] if own.chat_template else 'it has none'}",
                     fix="serve with the release's tokenizer, which holds this template, or leave data.template out")]
+
+
+def _serving_problems(vllm: dict) -> list[Problem]:
+    if vllm["loads"]:
+        return []
+    return [Problem(code="vllm_refuses", severity="warning", message=f"vLLM will not load this adapter: {why}",
+                    fix="change the method, or serve it merged") for why in vllm["refused"]]
 
 
 def _memory_problems(estimate: dict) -> list[Problem]:

@@ -4,6 +4,8 @@
                     optimizer.pt  scheduler.pt  rng_state.pth
                     trainer_state.json      step, and the digest of every other file
 
+    best-N/         the same without optimizer, schedule and random state: the adapter of the lowest held-out loss
+
 The directory appears in one rename when all of it is on disk. `.pt` files are read with `weights_only`: no code runs.
 """
 
@@ -27,7 +29,7 @@ from tunesmith.store.files import publish_directory, read_json, sha256_tree, wri
 if TYPE_CHECKING:
     from peft import PeftModel
 
-NAME = re.compile(r"^checkpoint-(\d+)$")
+NAME = re.compile(r"^(?:checkpoint|best)-(\d+)$")
 STATE_FILE = "trainer_state.json"
 
 
@@ -50,6 +52,30 @@ def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state
     for old in set(all_in(run_dir)) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
+    """Write `best-{step}`. The one before stays until a checkpoint is newer: a crash may go back to where it is the best."""
+    with publish_directory(run_dir / f"best-{step}") as staging:
+        lora.save(model, staging)
+        write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
+
+
+def forget_best(run_dir: Path, keep: int | None) -> None:
+    """Remove all but `best-{keep}`."""
+    for path in run_dir.glob("best-*"):
+        if NAME.match(path.name) and step_of(path) != keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def copy_best(run_dir: Path, step: int, target: Path) -> None:
+    """Copy the adapter of `best-{step}` into the directory `target`. Raises StoreError when it is not as it was written."""
+    path = run_dir / f"best-{step}"
+    if found := damage(path):
+        raise StoreError(f"{path.name} is damaged", where=str(path), why=found,
+                         fix="train again; the adapter of the last step is in the newest checkpoint")
+    for name in read_json(path / STATE_FILE)["files"]:
+        shutil.copyfile(path / name, target / name)
 
 
 def _save(path: Path, value: dict) -> None:

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from tunesmith.data.pack import Step
-from tunesmith.errors import TrainingError
+from tunesmith.engine.memory import peak_bytes
 from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
 from tunesmith.recipe.schema import Train
 from tunesmith.store.files import explain_os_errors, write_text
 from tunesmith.track.progress import StepLines
 from tunesmith.training import checkpoint, schedule
+from tunesmith.training.health import MOVED_AFTER, Health, check_adapter, check_reach, overflow
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -44,6 +45,7 @@ class Training:
     held_out: list[list[Sample]]
     """Packs of the held-out rows whose loss is watched."""
     on_metrics: Callable[[int, dict], None] = lambda _step, _values: None
+    on_warning: Callable[[dict], None] = lambda _warning: None
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
@@ -59,18 +61,27 @@ class Outcome:
     finished: bool
     """False after Ctrl-C: the checkpoint of `steps` is there to resume from."""
     steps: int
+    best: int | None = None
+    """The step of the lowest held-out loss, where the recipe asks for that adapter."""
 
 
 def train(t: Training, start: int = 0) -> Outcome:
     """Run steps `start`.. to the end.
 
     Raises:
-        TrainingError: a loss, the gradient or the adapter is not finite, or the adapter did not change.
+        TrainingError: going on would end with a wrong model (`training.health`).
         StoreError: metrics or a checkpoint cannot be written.
     """
     _keep_metrics(t.run_dir, up_to=start)
+    wants_best = t.config.checkpoint.keep_best or t.config.early_stop is not None
+    health = _health(t)
     t.model.train()
     with _interrupts() as interrupted, StepLines(len(t.steps), start) as lines:
+
+        def judge(record: dict) -> None:
+            for warning in health.observe(record):
+                lines.note(f"warning: {warning['message']}\n  do: {warning['fix']}")
+                t.on_warning(warning)
 
         def held_out(step: int) -> None:
             if not t.held_out:
@@ -79,38 +90,52 @@ def train(t: Training, start: int = 0) -> Outcome:
             value = evaluate(t.forward_loss, t.model, t.held_out)
             t.model.train()
             if not math.isfinite(value.loss):
-                raise _overflow(f"step {step}: held-out loss {value.loss}")
+                raise overflow(f"step {step}: held-out loss {value.loss}")
             record = {"eval_loss": value.loss, "eval_accuracy": value.accuracy}
             _write(t.run_dir, {"step": step} | record)
             t.on_metrics(step, record)
             lines.note(f"step {step}: held-out loss {value.loss:.4f}, next-token accuracy {value.accuracy:.1%}")
+            judge({"step": step} | record)
+            if wants_best and health.best_step == step:
+                check_adapter(t.model, step)
+                checkpoint.save_best(t.run_dir, step, t.model)
 
         if start == 0:
             held_out(0)
-        for number in range(start, len(t.steps)):
+        done = start
+        while done < len(t.steps) and not health.exhausted:
+            number = done
             began = time.perf_counter()
             packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
             measured = forward_backward(t.forward_loss, t.model, packs)
             record = _update(t, number, measured)
             took = time.perf_counter() - began
             record |= {"seconds": took, "tokens_per_second": measured.tokens / took,
-                       "trained_tokens_per_second": measured.trained_tokens / took}
+                       "trained_tokens_per_second": measured.trained_tokens / took, "peak_memory_bytes": peak_bytes()}
+            done = number + 1
             _write(t.run_dir, record)
-            t.on_metrics(number + 1, {k: float(v) for k, v in record.items() if k != "step"})
+            t.on_metrics(done, {k: float(v) for k, v in record.items() if k != "step"})
             lines.step(record)
+            judge(record)
 
-            last, stop = number + 1 == len(t.steps), interrupted()
-            if last or (t.config.eval_every_steps and (number + 1) % t.config.eval_every_steps == 0):
-                held_out(number + 1)
-            if last or stop or (number + 1) % t.config.checkpoint.every_steps == 0:
-                _check_adapter(t.model, number + 1)
-                saved = checkpoint.save(t.run_dir, number + 1, t.model, t.optimizer, t.scheduler,
+            last, stop = done == len(t.steps), interrupted()
+            if last or (t.config.eval_every_steps and done % t.config.eval_every_steps == 0):
+                held_out(done)
+            last = last or health.exhausted
+            if done == MOVED_AFTER:
+                check_adapter(t.model, done)
+            if last or stop or done % t.config.checkpoint.every_steps == 0:
+                check_adapter(t.model, done)
+                saved = checkpoint.save(t.run_dir, done, t.model, t.optimizer, t.scheduler,
                                         {"epoch": t.steps[number].epoch, "max_steps": len(t.steps)},
                                         t.config.checkpoint.keep)
+                checkpoint.forget_best(t.run_dir, health.best_step)
                 if stop and not last:
                     lines.note(f"stopped: {saved.name} is written")
-                    return Outcome(False, number + 1)
-    return Outcome(True, len(t.steps))
+                    return Outcome(False, done)
+        if done < len(t.steps):
+            lines.note(f"stopped early: {health.stale} evaluations since step {health.best_step} had no lower held-out loss")
+    return Outcome(True, done, health.best_step if wants_best else None)
 
 
 def _update(t: Training, number: int, measured: Measured) -> dict:
@@ -118,7 +143,7 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
     learning_rate = t.scheduler.get_last_lr()[0]
     norm = torch.nn.utils.clip_grad_norm_((p for p in t.model.parameters() if p.requires_grad), t.config.clip_norm).item()
     if not (math.isfinite(measured.loss) and math.isfinite(norm)):
-        raise _overflow(f"step {number + 1}: loss {measured.loss}, gradient norm {norm}; rows {t.steps[number].rows[:10]}")
+        raise overflow(f"step {number + 1}: loss {measured.loss}, gradient norm {norm}; rows {t.steps[number].rows[:10]}")
     t.optimizer.step()
     t.scheduler.step()
     t.optimizer.zero_grad(set_to_none=True)
@@ -127,19 +152,14 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
             "trained_tokens": measured.trained_tokens}
 
 
-def _overflow(what: str) -> TrainingError:
-    return TrainingError(what, why="a number overflowed; going on would save an adapter of NaN",
-                         fix="lower train.learning_rate, or set train.dtype: float32")
-
-
-def _check_adapter(model, step: int) -> None:
-    """B starts at zero: an adapter whose every B still is changes nothing, whatever the loss said."""
-    if not all(p.detach().isfinite().all() for p in model.parameters() if p.requires_grad):
-        raise _overflow(f"step {step}: the adapter is not finite")
-    moved = any(p.detach().abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
-    if not moved:
-        raise TrainingError("the adapter did not change", why="every lora_B is still zero",
-                            fix="check that train.learning_rate is not tiny and that the targets are used")
+def _health(t: Training) -> Health:
+    """Judge of this run, which has seen what was recorded so far."""
+    total, config = len(t.steps), t.config
+    check_reach(config.learning_rate, [schedule.factor(i, total, config.warmup, config.schedule) for i in range(total)])
+    health = Health(total, round(config.warmup * total), config.early_stop.patience if config.early_stop else None)
+    for record in read_metrics(t.run_dir):
+        health.observe(record)
+    return health
 
 
 @contextmanager

@@ -77,8 +77,9 @@ def resume(recipe: str | Path, steps: int, say: Say) -> dict:
     loaded = load(recipe)
     train = loaded.recipe.train
     short = loaded.recipe.model_copy(update={
-        "train": train.model_copy(update={"max_steps": steps, "eval_every_steps": None, "checkpoint":
-                                          train.checkpoint.model_copy(update={"every_steps": 1, "keep": steps})}),
+        "train": train.model_copy(update={"max_steps": steps, "eval_every_steps": None, "early_stop": None, "checkpoint":
+                                          train.checkpoint.model_copy(update={"every_steps": 1, "keep": steps,
+                                                                              "keep_best": False})}),
         "track": loaded.recipe.track.model_copy(update={"mlflow": None})})
     short_loaded = Loaded(short, loaded.path)
     state = train_loaded(short_loaded, say=say)

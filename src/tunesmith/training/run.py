@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.prepare import prepare
-from tunesmith.errors import NotFoundError, RecipeError
+from tunesmith.errors import NotFoundError, RecipeError, TunesmithError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
 from tunesmith.recipe.load import Loaded, load
@@ -94,6 +94,11 @@ class Run:
         if values.get("status", before["status"]) != before["status"]:
             self.event(values["status"], **{k: values[k] for k in ("steps", "error") if values.get(k)})
 
+    def warn(self, warning: dict) -> None:
+        """Add `{code, step, message, fix}` to run.json's `warnings`, and an event."""
+        self.update(warnings=[*self.state.get("warnings", []), warning])
+        self.event("warning", **warning)
+
     def event(self, what: str, **facts) -> None:
         """Add a line to events.jsonl."""
         path = self.path / EVENTS_FILE
@@ -133,6 +138,8 @@ def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda
         return _train(run, loaded, base, dataset, say)
     except BaseException as error:
         run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        if isinstance(error, TunesmithError) and (error.why or error.fix):
+            run.event("reason", why=error.why, fix=error.fix)
         raise
 
 
@@ -182,7 +189,7 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
             "base": {"ref": base.ref, "digest": base.digest, "parameters": parameter_count(base)},
             "dataset_id": dataset.id, "template_fingerprint": dataset.manifest["inputs"]["template"],
             "dtype": str(choice.dtype).removeprefix("torch."), "device": choice.device,
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads(), "warnings": [],
         })
     run = Run(path)
     run.event("created", dataset=dataset.id, base=base.digest)
@@ -221,6 +228,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     from tunesmith.methods import lora
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
+    from tunesmith.training.health import check_trained
 
     recipe, state = loaded.recipe, run.state
     _same_arithmetic(state, say)
@@ -233,11 +241,13 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     steps = plan_steps(tokens.lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
     held_out = plan_steps(watched.lengths[:HELD_OUT_ROWS], tokens_per_step=pack)
+    check_trained(steps, tokens.trained_lengths(), TRAIN)
+    check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
     tracker = _tracker(run, loaded, dataset)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
                              [[sample(*watched[r]) for r in s.rows] for s in held_out],
-                             _tolerant(tracker.metrics, say))
+                             _tolerant(tracker.metrics, say), run.warn)
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
@@ -245,8 +255,10 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         if kernels != state.get("kernels", "torch"):
             say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
         run.event("resumed", after_step=start)
-    run.update(status="running", engine=engine, kernels=kernels, trainable_parameters=trainable, total_steps=len(steps),
-               error=None, rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id)
+    run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine, kernels=kernels,
+               trainable_parameters=trainable, total_steps=len(steps), error=None,
+               rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id,
+               warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
     try:
         outcome = loop.train(training, start)
     except BaseException:
@@ -256,23 +268,32 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         run.update(status="stopped", steps=outcome.steps)
         tracker.finish("KILLED")
         return run.state
+    best = outcome.best
     with publish_directory(run.adapter) as staging:
-        lora.save(model, staging)
+        if best is None or best == outcome.steps:
+            lora.save(model, staging)
+        else:
+            checkpoint.copy_best(run.path, best, staging)
+            say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
                                            "template_fingerprint": run.state["template_fingerprint"]})
-    run.update(status="finished", steps=outcome.steps, **_result(loop.read_metrics(run.path)),
+    if outcome.steps < len(steps):
+        run.event("stopped_early", steps=outcome.steps, best_step=best)
+    step = best or outcome.steps
+    run.update(status="finished", steps=outcome.steps, adapter_step=step, **_result(loop.read_metrics(run.path), step),
                peak_memory_bytes=peak_bytes(), adapter_digest=sha256_json(sha256_tree(run.adapter)))
+    checkpoint.forget_best(run.path, None)
     _track_adapter(tracker, run, loaded)
     return run.state
 
 
-def _result(metrics: list[dict]) -> dict:
-    """Of the whole run, whatever number of processes it took."""
+def _result(metrics: list[dict], adapter_step: int) -> dict:
+    """Of the whole run, whatever number of processes it took. The losses are those of the adapter's step."""
     steps = [r for r in metrics if "loss" in r]
-    held_out = [r["eval_loss"] for r in metrics if "eval_loss" in r]
+    held_out = [r["eval_loss"] for r in metrics if "eval_loss" in r and r["step"] <= adapter_step]
     seconds, tokens = sum(r["seconds"] for r in steps), sum(r["tokens"] for r in steps)
-    return {"train_loss": steps[-1]["loss"], "eval_loss": held_out[-1] if held_out else None, "train_seconds": seconds,
-            "tokens": tokens, "tokens_per_second": tokens / seconds}
+    return {"train_loss": steps[adapter_step - 1]["loss"], "eval_loss": held_out[-1] if held_out else None,
+            "train_seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
 
 
 def _same_arithmetic(state: dict, say: Say) -> None:
