@@ -101,7 +101,7 @@ def filtered(rows: Sequence[Row], config: Filter, near: float | None) -> Filtere
     for name in names:
         taken[name] = _of_groups(left, disputed, groups)[name] if name in (QUARREL, NEAR) else alone[name] & left
         left &= ~taken[name]
-    example = _examples(rows, survey, config, disputed, groups, left)
+    example = _examples(rows, survey, disputed, groups, left)
     effects = [_effect(name, alone[name], drop, survey, example) for name, drop in taken.items()]
     if not left.any():
         raise DataError(f"data.filter drops all {len(rows)} training rows", where="data.filter",
@@ -119,7 +119,7 @@ def would_drop(rows: Sequence[Row], survey: quality.Survey, audit: Audit, config
     import numpy as np
 
     marks = _faults(survey)[0] | _of_groups(np.ones(len(rows), bool), audit.quarrels, audit.groups)
-    example = _examples(rows, survey, config, audit.quarrels, audit.groups, None)
+    example = _examples(rows, survey, audit.quarrels, audit.groups, None)
     return [_effect(name, marks[name], None, survey, example) for name in get_args(Fault)
             if name not in chosen(config) and name in marks and marks[name].any()]
 
@@ -211,8 +211,8 @@ def _finding(effect: Effect, counted: int) -> Finding:
     return Finding(f"filtered:{effect.name}", "info", effect.in_order, what, fix, effect.examples)
 
 
-def _examples(rows: Sequence[Row], survey: quality.Survey, config: Filter, disputed: list[list[list[int]]],
-              groups: list[list[int]], left: np.ndarray | None) -> Example:
+def _examples(rows: Sequence[Row], survey: quality.Survey, disputed: list[list[list[int]]], groups: list[list[int]],
+              left: np.ndarray | None) -> Example:
     """`left`: the rows that stay, None when nothing is dropped."""
 
     def example(name: str, i: int) -> str:
