@@ -51,14 +51,15 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
 
 
 def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
-    """`prepare`, and the data card drawn: `{..., card, packing}`."""
+    """`prepare`, the data card drawn, and what filters take or would take: `{..., filters, card, packing}`."""
     from tunesmith.data.card import packing, write_card
     from tunesmith.recipe.load import load
 
     loaded = load(recipe)
     dataset, tokenizer = _dataset(recipe, say)
     return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
-            "findings": dataset.manifest["findings"], "packing": packing(dataset, loaded.recipe),
+            "findings": dataset.manifest["findings"], "filters": dataset.manifest["filters"],
+            "packing": packing(dataset, loaded.recipe),
             "card": str(write_card(dataset, loaded.recipe, tokenizer))}
 
 

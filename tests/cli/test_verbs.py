@@ -97,7 +97,7 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     recipe = make_recipe()
     prepared = command("data", "prepare", recipe, "--json", check=0).json
     audited = command("data", "audit", recipe, "--json", check=0).json
-    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing"}
+    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "filters"}
     assert prepared == {k: audited[k] for k in prepared}
     paths_are_absolute(audited)
     assert "train.jsonl:1" in Path(audited["card"]).read_text() and audited["packing"]["tokens"] > 0
@@ -105,6 +105,22 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     assert prepared["path"] == str(home / "datasets" / prepared["dataset_id"])
     assert prepared["dataset_id"] in command("data", "prepare", recipe, check=0).stdout
     assert "40 training rows; expectation" in command("data", "audit", recipe, check=0).stdout
+
+
+def test_data_audit_shows_what_filters_take_and_would_take(command, make_recipe, tmp_path):
+    rows = [json.loads(line) for line in make_recipe().parent.joinpath("train.jsonl").read_text().splitlines()]
+    for row in rows[:3]:
+        row["messages"][-1]["content"] += " <br/>"
+    rows[3]["messages"][-1]["content"] += " \x00"
+    recipe = make_recipe(train=rows, **{"data.filter": {"drop": ["html_residue"]}})
+    by_name = {f["name"]: f for f in command("data", "audit", recipe, "--json", check=0).json["filters"]}
+    assert by_name["html_residue"]["in_order"] == 3 and by_name["control_character"]["alone"] == 1
+    shown = command("data", "audit", recipe, check=0).stdout.splitlines()
+    table = [line.split() for line in shown[shown.index(next(s for s in shown if s.startswith("filter "))):-1]]
+    assert table[0] == ["filter", "alone", "in", "order"]
+    characters = f"{by_name['html_residue']['characters']:,}"
+    assert table[1][:8] == ["html_residue", "3", "3", "dropped,", "of", "40", "rows:", characters]
+    assert ["control_character", "1", "-", "would", "drop", "1", "of", "37", "rows"] in table
 
 
 def test_data_diff_tells_recipes_and_dataset_ids_apart(command, make_recipe):

@@ -28,7 +28,19 @@ def audit(recipe: Recipe, as_json: Json = False) -> None:
     lines = []
     for f in made["findings"]:
         lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
-    emit(made, as_json, [*(lines or ["no findings"]), f"card  {made['card']}"])
+    emit(made, as_json, [*(lines or ["no findings"]), *_filter_lines(made["filters"]), f"card  {made['card']}"])
+
+
+def _filter_lines(effects: list[dict]) -> list[str]:
+    """A table of what each filter drops, and what those that the recipe does not choose would drop."""
+    if not effects:
+        return []
+    lines = [f"{'filter':<24}{'alone':>8}{'in order':>10}"]
+    for e in effects:
+        row = f"{e['name']:<24}{e['alone']:>8,}"
+        lines.append(f"{row}{e['in_order']:>10,}  dropped, of {e['rows']:,} rows: {e['characters']:,} characters" if e["chosen"]
+                     else f"{row}{'-':>10}  would drop {e['alone']:,} of {e['rows']:,} rows")
+    return lines
 
 
 @app.command()
