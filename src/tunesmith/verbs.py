@@ -32,8 +32,9 @@ def prepare(recipe: str | Path, *, say: Say = _silent) -> dict:
 
 
 def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count: int = 3, say: Say = _silent) -> dict:
-    """Rendered rows: `rows[{where, text, tokens[{id, text, trained}]}]`."""
+    """Rendered rows: `rows[{where, text, tokens[{id, text, trained, role}]}]`, role as `template.roles` has it."""
     from tunesmith.errors import UsageError
+    from tunesmith.template.roles import roles, texts
 
     dataset, tokenizer = _dataset(recipe, say)
     if part not in ("train", *dataset.tests):
@@ -41,23 +42,25 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
     rows, tokens = dataset.rows(part), dataset.tokens(part)
     shown = []
     for i in range(first, min(first + count, len(rows))):
-        ids, trained = tokens[i]
-        pieces = [{"id": t, "text": tokenizer.decode([t]), "trained": on} for t, on in zip(ids, trained, strict=True)]
-        shown.append({"where": rows[i].where, "text": tokenizer.decode(ids), "tokens": pieces})
+        (ids, trained), row = tokens[i], rows[i]
+        columns = zip(ids, texts(tokenizer, ids), trained, roles(tokenizer, row.messages, row.tools), strict=True)
+        pieces = [{"id": t, "text": text, "trained": on, "role": role} for t, text, on, role in columns]
+        shown.append({"where": row.where, "text": tokenizer.decode(ids), "tokens": pieces})
     return {"dataset_id": dataset.id, "counts": dataset.manifest["counts"], "findings": dataset.manifest["findings"],
             "part": part, "rows": shown}
 
 
 def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
-    """`prepare`, and the data card drawn: `{..., card, packing, diversity}`."""
+    """`prepare`, the data card drawn, and what filters take or would take: `{..., filters, diversity, card, packing}`."""
     from tunesmith.data.card import packing, write_card
     from tunesmith.recipe.load import load
 
     loaded = load(recipe)
     dataset, tokenizer = _dataset(recipe, say)
     return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
-            "findings": dataset.manifest["findings"], "packing": packing(dataset, loaded.recipe),
-            "diversity": dataset.manifest["diversity"], "card": str(write_card(dataset, loaded.recipe, tokenizer))}
+            "findings": dataset.manifest["findings"], "filters": dataset.manifest["filters"],
+            "diversity": dataset.manifest["diversity"], "packing": packing(dataset, loaded.recipe),
+            "card": str(write_card(dataset, loaded.recipe, tokenizer))}
 
 
 def diff_data(a: str | Path, b: str | Path, *, say: Say = _silent) -> dict:

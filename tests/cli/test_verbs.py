@@ -5,6 +5,7 @@ pytest tests/cli/test_verbs.py
 
 import filecmp
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,8 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     recipe = make_recipe()
     prepared = command("data", "prepare", recipe, "--json", check=0).json
     audited = command("data", "audit", recipe, "--json", check=0).json
-    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "diversity"}
+    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "filters",
+                                                                                                "diversity"}
     assert prepared == {k: audited[k] for k in prepared}
     paths_are_absolute(audited)
     assert "train.jsonl:1" in Path(audited["card"]).read_text() and audited["packing"]["tokens"] > 0
@@ -106,6 +108,22 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     shown = command("data", "audit", recipe, check=0).stdout
     assert "40 training rows; expectation" in shown and "diversity: 40 rows are as varied as " in shown
     assert audited["diversity"]["rows"] == 40 and audited["diversity"]["clusters"]
+
+
+def test_data_audit_shows_what_filters_take_and_would_take(command, make_recipe, tmp_path):
+    rows = [json.loads(line) for line in make_recipe().parent.joinpath("train.jsonl").read_text().splitlines()]
+    for row in rows[:3]:
+        row["messages"][-1]["content"] += " <br/>"
+    rows[3]["messages"][-1]["content"] += " \x00"
+    recipe = make_recipe(train=rows, **{"data.filter": {"drop": ["html_residue"]}})
+    by_name = {f["name"]: f for f in command("data", "audit", recipe, "--json", check=0).json["filters"]}
+    assert by_name["html_residue"]["in_order"] == 3 and by_name["control_character"]["alone"] == 1
+    shown = command("data", "audit", recipe, check=0).stdout.splitlines()
+    table = [line.split() for line in shown[shown.index(next(s for s in shown if s.startswith("filter "))):-1]]
+    assert table[0] == ["filter", "alone", "in", "order"]
+    characters = f"{by_name['html_residue']['characters']:,}"
+    assert table[1][:8] == ["html_residue", "3", "3", "dropped,", "of", "40", "rows:", characters]
+    assert ["control_character", "1", "-", "would", "drop", "1", "of", "37", "rows"] in table
 
 
 def test_data_diff_tells_recipes_and_dataset_ids_apart(command, make_recipe):
@@ -128,9 +146,13 @@ def test_data_show_marks_what_is_trained(command, make_recipe, tiny_tokenizer):
         answer = json.loads(line)["messages"][1]["content"]
         assert tiny_tokenizer.decode([t["id"] for t in row["tokens"] if t["trained"]]) == answer + "<|im_end|>"
         assert tiny_tokenizer.decode([t["id"] for t in row["tokens"]]) == row["text"]
+        assert "".join(t["text"] for t in row["tokens"]) == row["text"]
+        assert {t["role"] for t in row["tokens"]} == {"template", "user", "assistant"}
+        assert all(t["role"] == "assistant" for t in row["tokens"] if t["trained"])
     people = command("data", "show", recipe, "--count", "1", check=0).stdout
     answer = json.loads(tiny[0])["messages"][1]["content"]
     assert f"⟦{answer}<|im_end|>⟧" in people and people.startswith("── train.jsonl:1")
+    assert f" assistant │ ⟦{answer}" in people and "      user │ " in people
     ids = command("data", "show", recipe, "--count", "1", "--ids", check=0).stdout
     end = tiny_tokenizer.eos_token_id
     assert f"<|im_end|>‹{end}›⟧" in ids
@@ -194,8 +216,9 @@ def test_run_for_people_and_a_gate_that_refuses(command, make_recipe, home):
     recipe = make_recipe(**{"train.max_steps": 3, "gates.target.min_gain": 50.0, "eval.metrics": ["loss"],
                             "eval.baselines": ["zero_shot"]})
     done = command("run", recipe, check=3)
-    for words in ("3 steps, loss", "held-out loss", "fail  target", "refused: nothing was released", " s, train "):
+    for words in ("3 steps, loss", "held-out loss", "fail  target", "refused: nothing was released"):
         assert words in done.stdout, words
+    assert re.search(r"^check \d+ s, train \d+ s", done.stdout, re.MULTILINE)
     assert "gate target: fail" in done.stderr and "do: train longer" in done.stderr
     assert not (home / "releases").exists()
 

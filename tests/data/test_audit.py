@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tunesmith.data.audit import audit, drop_exact_duplicates
+from tunesmith.data import audit as auditing
+from tunesmith.data.audit import drop_exact_duplicates, quarrels
 from tunesmith.data.leaks import leaked_rows
+from tunesmith.data.similar import fold
 
 STREETS = ("Oak", "Elm", "Washington", "Cottage Grove", "Stone Hedge", "Bever", "Lincoln", "Forest Hill")
 LONG = ("The mill at the end of the lane had been silent since the spring, and nobody in the village could say with any "
@@ -30,6 +35,10 @@ def clean(chat):
 def unseen(chat):
     return [chat(f"Take apart this address line: {n * 1013 + 20001} {STREETS[n]} Bvd", f'{{"number": "{n * 1013 + 20001}"}}',
                  f"test.jsonl:{n + 1}", "Answer with JSON.") for n in range(8)]
+
+
+def audit(*rows, **settings):
+    return auditing.audit(*rows, **settings).findings
 
 
 def codes(findings):
@@ -113,6 +122,24 @@ def test_noisy_labels_contradict_however_many_there_are(clean, chat):
     noisy = [chat("It broke on the first day.", label, "train.jsonl:61") for label in labels]
     others = [chat(f"Review number {n}.", label, "train.jsonl:70") for n, label in enumerate(labels)]
     assert codes(audit([*clean, *noisy, *others], {}, near=None)) == {"contradiction": 1}
+
+
+def quarrels_by_hand(rows):
+    """What `quarrels` promises, with lists of Python and no hashes."""
+    groups = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(fold(row.prompt), {}).setdefault(fold(row.answer), []).append(i)
+    everywhere = Counter(answer for answers in groups.values() for answer in answers)
+    return [list(answers.values()) for answers in groups.values() if len(answers) > 1
+            and all(len(answer.split()) <= 8 for answer in answers)
+            and (len(answers) <= 3 or all(everywhere[answer] > 1 for answer in answers))]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["yes", "Yes.", "no", "maybe", "never", "four", PASSAGES[0]])),
+                max_size=24))
+def test_quarrels_are_those_found_by_hand_with_the_rows_of_each_answer(chat, said):
+    rows = [chat(f"Question {n}?", answer, f"a.jsonl:{i}") for i, (n, answer) in enumerate(said)]
+    assert quarrels(rows) == quarrels_by_hand(rows)
 
 
 def test_another_system_prompt_asks_another_question(clean, chat):

@@ -266,7 +266,7 @@ def test_the_card_draws_every_row_and_names_every_cluster(dataset_of, make_recip
     found = made.manifest["diversity"]
     assert found["rows"] == made.manifest["counts"]["train"] == len(found["map"]["points"]) and len(found["clusters"]) == 3
     page = write_card(made, load(recipe).recipe, tiny_tokenizer).read_text()
-    drawn = page[page.index('<h2 id="diversity">') : page.index("Who says how much")]
+    drawn = page[page.index('<h2 id="diversity">') : page.index("</section>", page.index('<h2 id="diversity">'))]
     assert drawn.count("<circle ") == found["rows"] and drawn.count("<li class=") == 3
     for c in found["clusters"]:
         assert f"<b>{c['number']}</b>" in drawn and c["example"]["where"] in drawn and ", ".join(c["terms"]) in drawn

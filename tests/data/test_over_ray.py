@@ -236,7 +236,8 @@ def test_rendered_files_are_those_of_one_machine(ray, tiny_tokenizer, tmp_path, 
     for folder, dropped in ((tmp_path / "here", Overflow(limit)), (tmp_path / "ray", Overflow(limit))):
         folder.mkdir()
         if folder.name == "here":
-            counts = write_part("train", ((row, rendered_row(tiny_tokenizer, row)) for row in rows), config, folder, dropped)
+            counts = write_part("train", ((row, rendered_row(tiny_tokenizer, row)) for row in rows), config, folder, dropped,
+                                tiny_tokenizer)
         else:
             counts = write(rendered(blocks_of(ray, rows, 5), tiny_tokenizer), folder, "train", config, dropped, tiny_tokenizer)
         files = {path.name: path.read_bytes() for path in folder.iterdir()}

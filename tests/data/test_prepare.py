@@ -342,3 +342,60 @@ def test_near_duplicates_are_held_out_together_so_that_a_split_leaks_nothing(dat
 
     assert all(leaks(0.8, seed) == (set(), 0) for seed in range(3))
     assert all(leaks(None, seed)[0] for seed in range(3))
+
+
+# ---- filtered
+
+
+DAMAGED = [{"prompt": f"{n} Oak Street", "completion": f"{n} <br/> oak"} for n in range(300, 312)]
+
+
+def lines(rows):
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+def test_filter_leaves_training_rows_out_and_never_held_out_ones(dataset_of, make_recipe, tmp_path):
+    def made(**changes):
+        recipe = make_recipe(**changes)
+        (tmp_path / "train.jsonl").write_text(JSONL + lines(DAMAGED))
+        (tmp_path / "test.jsonl").write_text(lines({**row, "prompt": row["prompt"].replace("Oak", "Elm")} for row in DAMAGED))
+        return dataset_of(recipe)
+
+    plain, filtered = made(), made(**{"data.filter": {"drop": ["html_residue"]}})
+    assert plain.id != filtered.id and codes(plain)["html_residue"] == 12 and "html_residue" not in codes(filtered)
+    assert [r.where for r in filtered.rows("train")] == [f"train.jsonl:{n}" for n in range(1, 61)]
+    assert [r.as_record() for r in filtered.rows("test")] == [r.as_record() for r in plain.rows("test")]
+    would, = (f for f in plain.manifest["filters"] if f["name"] == "html_residue")
+    did, = (f for f in filtered.manifest["filters"] if f["name"] == "html_residue")
+    assert (would["chosen"], would["rows"], would["alone"], would["in_order"]) == (False, 72, 12, 0)
+    assert (did["chosen"], did["rows"], did["alone"], did["in_order"]) == (True, 72, 12, 12)
+    assert codes(filtered)["filtered:html_residue"] == 12 and "filtered:html_residue" not in codes(plain)
+    assert did["examples"][0] == "train.jsonl:61: messages[1] at 4: '<br/>'"
+
+
+def test_rows_drawn_for_the_test_are_not_filtered_and_the_draw_does_not_depend_on_the_filter(dataset_of, make_recipe, tmp_path):
+    """The control of comparing two filters: both are scored on the same rows."""
+    def held_out(**changes):
+        recipe = make_recipe(**{"data.test": None, "data.split": {"test": 0.3}}, **changes)
+        (tmp_path / "train.jsonl").write_text(JSONL + lines(DAMAGED))
+        made = dataset_of(recipe)
+        return [r.where for r in made.rows("test")], sum("<br/>" in r.answer for r in made.rows("train"))
+
+    plain, before = held_out()
+    filtered, after = held_out(**{"data.filter": {"drop": ["html_residue"]}})
+    assert plain == filtered and before > 0 == after
+    assert any(int(where.split(":")[1]) > 60 for where in plain)
+
+
+def test_mix_is_made_of_what_the_filter_left(dataset_of, make_recipe, tmp_path):
+    recipe = make_recipe(**{"data.filter": {"drop": ["html_residue"]}, "data.mix": {"by": "kind", "weights": {"a": 1, "b": 1}}})
+    (tmp_path / "train.jsonl").write_text(lines(
+        [{**json.loads(line), "kind": "a"} for line in JSONL.splitlines()] + [{**row, "kind": "b"} for row in DAMAGED]
+        + [{"prompt": f"{n} Elm Street", "completion": str(n), "kind": "b"} for n in range(400, 420)]))
+    assert dataset_of(recipe).manifest["mix"] == {"a": [60, 20], "b": [20, 20]}
+
+
+def test_filter_that_leaves_nothing_is_refused_and_leaves_no_dataset(dataset_of, make_recipe, home):
+    error = refusal(dataset_of, make_recipe(**{"data.filter": {"min_answer_characters": 5000}}))
+    assert "drops all 40 training rows" in error.what and error.why == "min_answer_characters 40"
+    assert not [p for p in (home / "datasets").glob("*") if p.is_dir()]

@@ -81,6 +81,25 @@ def test_mistake_is_named_with_its_line_and_a_way_out(lines, message, fix):
     assert line == ("1" if lines == "5: x" else "5")
 
 
+@pytest.mark.parametrize("data, what", [
+    ("filter: {drop: [html]}", "data.filter.drop[0]: Input should be 'mojibake'"),
+    ("filter: {dorp: [html_residue]}", "data.filter.dorp: no such key"),
+    ("filter: {drop: [secret, secret]}", "data.filter: drop names secret twice"),
+    ("filter: {languages: [English]}", "data.filter.languages[0]: String should match pattern"),
+    ("filter: {min_answer_characters: 0}", "data.filter.min_answer_characters: Input should be greater than or equal to 1"),
+    ("filter: {min_answer_characters: 9, max_answer_characters: 8}", "data.filter: min_answer_characters is more than max_"),
+    ("filter: {drop: [near_duplicate]}, dedup: {near: null}", "data: filter.drop names near_duplicate, and dedup.near is null"),
+])
+def test_filter_that_cannot_be_meant_is_a_mistake(data, what):
+    (_, message, _), = mistakes(f"name: a\nbase: b\ndata: {{train: t.jsonl, {data}}}\n")
+    assert message.startswith(what)
+
+
+def test_near_duplicates_that_are_looked_for_may_be_dropped():
+    made = parse("name: a\nbase: b\ndata: {train: t.jsonl, filter: {drop: [near_duplicate], min_answer_characters: 8}}\n")
+    assert made.data.filter.drop == ["near_duplicate"] and made.data.dedup.near == 0.8
+
+
 def test_all_mistakes_are_reported_at_once_from_the_top_each_with_its_line():
     text = """\
 name: Not A Name

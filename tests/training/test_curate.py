@@ -148,8 +148,9 @@ def test_more_rows_than_are_above_suspicion_are_refused(command, make_recipe, tm
 
 
 def test_near_duplicates_of_one_row_cannot_judge_each_other(make_recipe, tmp_path):
-    same = [{"prompt": "Where is the old stone mill of Cedar Rapids?", "completion": f"By the river, on Oak Street {n}."}
-            for n in range(60)]
+    words = str.split("By the river where Oak Street ends and the water still turns two of its four wheels")
+    same = [{"prompt": "Where is the old stone mill of Cedar Rapids?",
+             "completion": " ".join([*words[: n % 17], f"x{n}", *words[n % 17 + 1 :]])} for n in range(60)]
     recipe = make_recipe(train=same, **{"data.dedup": {"exact": False, "near": 0.5}})
     with pytest.raises(DataError, match="the smallest of 2 folds would hold 0 rows"):
         curate_data(recipe, tmp_path / "out")

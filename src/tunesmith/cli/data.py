@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +8,6 @@ from tunesmith.cli.output import Json, emit, problem_lines, say
 
 app = typer.Typer(help="Prepare, audit and look at the data of a recipe.", no_args_is_help=True, rich_markup_mode=None)
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE")]
-TRAINED, PLAIN = "\033[1;32m", "\033[0m"
 
 
 @app.command()
@@ -31,7 +29,20 @@ def audit(recipe: Recipe, as_json: Json = False) -> None:
     lines = []
     for f in made["findings"]:
         lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
-    emit(made, as_json, [*(lines or ["no findings"]), *diversity.lines(made["diversity"]), f"card  {made['card']}"])
+    emit(made, as_json, [*(lines or ["no findings"]), *_filter_lines(made["filters"]),
+                         *diversity.lines(made["diversity"]), f"card  {made['card']}"])
+
+
+def _filter_lines(effects: list[dict]) -> list[str]:
+    """A table of what each filter drops, and what those that the recipe does not choose would drop."""
+    if not effects:
+        return []
+    lines = [f"{'filter':<24}{'alone':>8}{'in order':>10}"]
+    for e in effects:
+        row = f"{e['name']:<24}{e['alone']:>8,}"
+        lines.append(f"{row}{e['in_order']:>10,}  dropped, of {e['rows']:,} rows: {e['characters']:,} characters" if e["chosen"]
+                     else f"{row}{'-':>10}  would drop {e['alone']:,} of {e['rows']:,} rows")
+    return lines
 
 
 @app.command()
@@ -68,11 +79,12 @@ def show(
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Rows as the model sees them: rendered text, tokens, and which of them are trained."""
+    """Rows as the model sees them: who says what, and which tokens are trained (bold; between ⟦ and ⟧ without colour)."""
     from tunesmith import verbs
+    from tunesmith.cli.rows import row_lines
 
     shown = verbs.show_rows(recipe, part=part, first=first, count=count, say=say)
-    emit(shown, as_json, [line for row in shown["rows"] for line in _row_lines(row, ids)])
+    emit(shown, as_json, [line for row in shown["rows"] for line in row_lines(row, ids)])
 
 
 @app.command()
@@ -111,15 +123,3 @@ def curate(
     lines += [made["why"], *filter(None, [made["warning"]]), f"page  {made['page']}", f"next: tunesmith run {made['recipe']}",
               f"{made['rows']:,} rows: {made['suspects']:,} suspect, {made['proposed']:,} proposed"]
     emit(made, as_json, lines)
-
-
-def _row_lines(row: dict, ids: bool) -> list[str]:
-    colour = sys.stdout.isatty()
-    begin, end = (TRAINED, PLAIN) if colour else ("⟦", "⟧")
-    text, on = "", False
-    for t in row["tokens"]:
-        if t["trained"] != on:
-            text, on = text + (begin if t["trained"] else end), t["trained"]
-        text += t["text"] + (f"‹{t['id']}›" if ids else "")
-    trained = sum(t["trained"] for t in row["tokens"])
-    return [f"── {row['where']}  ({len(row['tokens'])} tokens, {trained} trained)", text + (end if on else ""), ""]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tunesmith.data.finding import EXAMPLES, Finding
-from tunesmith.data.leaks import find_leaks
+from tunesmith.data.leaks import every_leak, leak_findings
+from tunesmith.data.pictures import Pictures
+from tunesmith.data.quality.evidence import mask
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index, fold, key
 from tunesmith.store.files import canonical_json
@@ -67,11 +70,29 @@ def _hash(*texts: str) -> bytes:
     return hashlib.sha256("\0".join(texts).encode()).digest()[:16]
 
 
-def audit(train: list[Row], held_out: dict[str, list[Row]], near: float | None) -> list[Finding]:
-    """Findings over the rows that will be trained on and the sets that must not leak into them."""
+@dataclass(frozen=True, slots=True)
+class Audit:
+    findings: list[Finding]
+    quarrels: list[list[list[int]]]
+    """As `quarrels` gives them."""
+    groups: list[list[int]]
+    """Near-duplicates, as `Index.groups` gives them; none when they are not looked for."""
+
+
+def audit(train: Sequence[Row], held_out: dict[str, Sequence[Row]], near: float | None,
+          pictures: Pictures | None = None) -> Audit:
+    """Findings over the rows that will be trained on and the sets that must not leak into them, with the numbers of rows.
+
+    `pictures` draws some of them.
+    """
     index = Index(train, near) if near is not None else None
-    return [*_contradictions(train), *(_near_duplicates(train, index) if index else []),
-            *find_leaks(train, held_out, index)]
+    disputed, groups = quarrels(train), index.groups() if index else []
+    leaks = list(every_leak(train, held_out, index))
+    if pictures:
+        pictures.see(train, groups, leaks)
+    findings = [*_contradictions(train, disputed), *(_near_duplicates(train, index, groups) if index else []),
+                *leak_findings(leaks, held_out)]
+    return Audit(findings, disputed, groups)
 
 
 def _setting(row: Row) -> tuple[str, str]:
@@ -79,40 +100,70 @@ def _setting(row: Row) -> tuple[str, str]:
     return "\0".join(fold(m["content"]) for m in row.messages if m["role"] == "system"), canonical_json(row.tools or [])
 
 
-def _contradictions(train: list[Row]) -> list[Finding]:
-    """Questions with several different answers, where only one can be right.
+def quarrels(train: Sequence[Row]) -> list[list[list[int]]]:
+    """Questions with several different answers, where only one can be right: `[[rows of one answer, ...], ...]` of each.
 
     A closed answer (a label, a name, a number, JSON) is right or wrong; free text can be said in many ways, and two
     passages under one prompt do not quarrel. More than three closed answers are a quarrel only if they are labels, which
     other questions have too: "Name a street." has as many right answers as streets.
+
+    Two hashes and a mark are kept of each row: 17 bytes.
     """
-    answers: dict[tuple, dict[str, Row]] = defaultdict(dict)
+    import numpy as np
+
+    asked, said, closed = array("Q"), array("Q"), bytearray()
     for row in train:
-        question = tuple((m["role"], fold(m["content"])) for m in row.question)
-        answers[question].setdefault(fold(row.answer), row)
-    asked = Counter(answer for group in answers.values() for answer in group)
-    found = [list(group.values()) for group in answers.values() if len(group) > 1
-             and all(_closed(row.answer, answer) for answer, row in group.items())
-             and (len(group) <= FEW_ANSWERS or all(asked[answer] > 1 for answer in group))]
-    if not found:
+        answer = fold(row.answer)
+        asked.append(_short_hash(*(text for m in row.question for text in (m["role"], fold(m["content"])))))
+        said.append(_short_hash(answer))
+        closed.append(_closed(row.answer, answer))
+    if not closed:
         return []
-    shown = [" / ".join(f"{r.where} {r.answer[:40]!r}" for r in group) for group in found[:EXAMPLES]]
-    return [Finding("contradiction", "warning", len(found), f"{len(found)} questions have several different answers in train",
-                    "decide for one answer each", shown)]
+    # One run of `order` is the rows of one question and answer, the earliest first; runs of one question stand together.
+    order = np.lexsort((said, asked))
+    questions, answers = np.frombuffer(asked, np.uint64)[order], np.frombuffer(said, np.uint64)[order]
+    new_question = np.append(True, questions[1:] != questions[:-1])
+    begins = np.flatnonzero(new_question | np.append(True, answers[1:] != answers[:-1]))
+    question = np.cumsum(new_question)[begins] - 1
+    _, which, times = np.unique(answers[begins], return_inverse=True, return_counts=True)
+    is_open = np.frombuffer(closed, np.uint8)[order[begins]] == 0
+    count = np.bincount(question)
+    labels = np.bincount(question, times[which] == 1) == 0
+    quarrel = (count > 1) & (np.bincount(question, is_open) == 0) & ((count <= FEW_ANSWERS) | labels)
+    ends, firsts = np.append(begins[1:], len(order)), np.append(0, np.cumsum(count))
+    found = [sorted(order[begins[run] : ends[run]].tolist() for run in range(firsts[q], firsts[q + 1]))
+             for q in np.flatnonzero(quarrel).tolist()]
+    return sorted(found)
+
+
+def _short_hash(*texts: str) -> int:
+    """64 bits: two of a million different texts share them with a probability under 1e-7."""
+    return int.from_bytes(_hash(*texts)[:8])
+
+
+def _contradictions(train: Sequence[Row], disputed: list[list[list[int]]]) -> list[Finding]:
+    if not disputed:
+        return []
+    shown = [" / ".join(f"{r.where} {mask(r.answer)[:40]!r}" for r in (train[rows[0]] for rows in answers))
+             for answers in disputed[:EXAMPLES]]
+    return [Finding("contradiction", "warning", len(disputed),
+                    f"{len(disputed)} questions have several different answers in train", "decide for one answer each", shown)]
 
 
 def _closed(answer: str, folded: str) -> bool:
     if len(folded.split()) <= CLOSED_WORDS and len(folded) <= CLOSED_WORDS * 12:  # scripts without spaces
         return True
+    if not answer.lstrip().startswith(("{", "[")):
+        return False
     try:
         return isinstance(json.loads(answer), dict | list)
     except ValueError:
         return False
 
 
-def _near_duplicates(train: list[Row], index: Index) -> list[Finding]:
+def _near_duplicates(train: Sequence[Row], index: Index, groups: list[list[int]]) -> list[Finding]:
     """Groups of rows that near-duplicates connect, the largest first."""
-    groups = sorted(index.groups(), key=len, reverse=True)
+    groups = sorted(groups, key=len, reverse=True)
     if not groups:
         return []
     rows = sum(map(len, groups)) - len(groups)

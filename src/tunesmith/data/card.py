@@ -1,6 +1,10 @@
 """The data card: one page on which a person sees what a dataset is, before anything is trained on it.
 
-    datasets/ID/card.html        counts, findings with evidence, lengths, the mix, packing, sample rows as the model sees them
+    datasets/ID/card.html        counts, findings with evidence, lengths, rows that resemble each other, shares of labels,
+                                 languages, licences and sources, the mix, packing, sample rows as the model sees them
+
+The page is drawn by `card.html.jinja` and its parts `card_*.html.jinja`. It runs no script and fetches nothing. Whatever it
+shows of rows is masked: a page is read by more people than the data.
 """
 
 from __future__ import annotations
@@ -9,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import charts
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.pack import packing_report, plan_steps
+from tunesmith.data.quality.evidence import mask
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.files import write_text
+from tunesmith.template.roles import roles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,11 +49,18 @@ def card(dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
     top = max(p["longest"] for p in parts)
     for part in parts:
         part["bins"] = _bins(part.pop("lengths"), part.pop("trained_lengths"), top)
+    filters = manifest.get("filters", [])
+    files = [file for part in manifest["sources"].values() for file in part]
+    statistics, drawn = manifest["statistics"], manifest["pictures"]
     return {
         "name": recipe.name, "id": dataset.id, "base": recipe.base, "counts": manifest["counts"], "parts": parts, "top": top,
         "limit": recipe.data.max_tokens, "findings": sorted(manifest["findings"], key=lambda f: RANK[f["severity"]]),
-        "statistics": manifest["statistics"], "diversity": manifest["diversity"], "text": manifest["text"],
-        "mix": manifest["mix"], "packing": packing(dataset, recipe), "system": manifest["system"],
+        "diversity": manifest["diversity"],
+        "text": manifest["text"], "packing": packing(dataset, recipe), "system": mask(manifest["system"] or ""),
+        "roles": statistics["roles"], "characters": charts.bars({k: r["characters"] for k, r in statistics["roles"].items()}),
+        "shares": charts.shares(statistics, manifest["mix"]), "mix": charts.mix(manifest["mix"], files),
+        "near": charts.near(drawn["near"]), "leaks": [charts.leak(kind) for kind in drawn["leaks"]],
+        "overlong": charts.overlong(manifest["overlong"], files), "filters": filters, "funnel": charts.funnel(filters),
         "samples": [_sample(dataset, tokenizer, i) for i in _evenly(len(dataset.tokens(TRAIN)), SAMPLES)],
         "sources": manifest["sources"], "inputs": manifest["inputs"],
     }
@@ -83,15 +97,15 @@ def _bins(lengths: Sequence[int], trained: Sequence[int], top: int) -> list[dict
 
 
 def _sample(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, i: int) -> dict[str, Any]:
-    """Row `i` as runs of tokens that are trained, or are not."""
-    ids, trained = dataset.tokens(TRAIN)[i]
-    runs: list[tuple[bool, list[int]]] = []
-    for token, on in zip(ids[:SHOWN_TOKENS], trained, strict=False):
-        if not runs or runs[-1][0] != on:
-            runs.append((on, []))
-        runs[-1][1].append(token)
-    return {"where": dataset.rows(TRAIN)[i].where, "tokens": len(ids), "trained": sum(trained), "more": len(ids) - SHOWN_TOKENS,
-            "runs": [(on, tokenizer.decode(part)) for on, part in runs]}
+    """Row `i` as runs of tokens of one role that are trained, or are not: `(trained, role, text)`, masked."""
+    (ids, trained), row = dataset.tokens(TRAIN)[i], dataset.rows(TRAIN)[i]
+    runs: list[tuple[bool, str, list[int]]] = []
+    for token, on, role in zip(ids[:SHOWN_TOKENS], trained, roles(tokenizer, row.messages, row.tools), strict=False):
+        if not runs or runs[-1][:2] != (on, role):
+            runs.append((on, role, []))
+        runs[-1][2].append(token)
+    return {"where": row.where, "tokens": len(ids), "trained": sum(trained), "more": len(ids) - SHOWN_TOKENS,
+            "runs": [(on, role, mask(tokenizer.decode(part))) for on, role, part in runs]}
 
 
 def _evenly(count: int, wanted: int) -> list[int]:

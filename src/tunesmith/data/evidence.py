@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 
+from tunesmith.data.quality.evidence import mask
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import jaccard, shingles
 
@@ -31,7 +32,7 @@ def evidence(row: Row, other: Row, sign: str = "~") -> str:
     sides = [("question", row.prompt, other.prompt), ("answer", row.answer, other.answer)]
     shared = [(name, a, *shared_run(a, b)) for name, a, b in sides]
     side, text, found, theirs = max(shared, key=lambda one: one[2].stop - one[2].start)
-    quoted = " ".join(text[found].split())
+    quoted = " ".join(mask(text)[found].split())
     quoted = f"{quoted[:QUOTED]}..." if len(quoted) > QUOTED else quoted
     similarity = min(jaccard(shingles(a), shingles(b)) for _, a, b in sides)
     return (f"{row.where} {sign} {other.where} {side} [{found.start}:{found.stop}] {sign} [{theirs.start}:{theirs.stop}] "

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tunesmith.data.evidence import evidence
@@ -115,8 +115,13 @@ def leaked_rows(findings: list[dict], name: str) -> int:
 
 def find_leaks(train: list[Row], held_out: dict[str, list[Row]], index: Index | None) -> list[Finding]:
     """One finding for each kind of leak in each held-out set. Without an index, nothing is searched for leak_near."""
+    return leak_findings(every_leak(train, held_out, index), held_out)
+
+
+def leak_findings(leaks: Iterable[Leak], held_out: dict[str, list[Row]]) -> list[Finding]:
+    """What `find_leaks` says of leaks that were found."""
     found: dict[tuple[str, str], list[Leak]] = defaultdict(list)
-    for leak in every_leak(train, held_out, index):
+    for leak in leaks:
         found[leak.set_name, leak.code].append(leak)
     return [_finding(code, name, found[name, code], len(rows))
             for name, rows in held_out.items() for code in (*REFUSING, *PARTIAL) if found.get((name, code))]

@@ -26,6 +26,8 @@ class Overflow:
     limit: int
     """`data.max_tokens`."""
     rows: int = 0
+    tokens: int = 0
+    """Tokens beyond the limit, trained or not."""
     answer_tokens: int = 0
     """Trained tokens beyond the limit."""
     stop_tokens: int = 0
@@ -39,6 +41,7 @@ class Overflow:
 
     def add(self, row: Row, rendered: Rendered) -> None:
         self.rows += 1
+        self.tokens += len(rendered.ids) - self.limit
         self.answer_tokens += sum(rendered.trained[self.limit :])
         self.stop_tokens += sum(end > self.limit for _begin, end in rendered.turns)
         self.groups["source"][str(row.meta.get("source") or source(row))] += 1
@@ -54,6 +57,11 @@ class Overflow:
                  for kind, count in self.groups.items() if count]
         lost = f"{self.answer_tokens:,} answer tokens and {self.stop_tokens:,} stop tokens"
         return f"cut at {self.limit} tokens they would lose {lost} ({'; '.join(shown)})"
+
+    def as_dict(self) -> dict:
+        """The cost in numbers, for the data card."""
+        return {"limit": self.limit, "rows": self.rows, "tokens": self.tokens, "answer_tokens": self.answer_tokens,
+                "stop_tokens": self.stop_tokens, "groups": {k: dict(c.most_common()) for k, c in self.groups.items()}}
 
     def findings(self) -> list[Finding]:
         if not self.rows:

@@ -1,6 +1,7 @@
 """All stages of the data room in a row, and the dataset they leave behind.
 
-    files -> rows read, spooled to disk -> without exact duplicates -> split -> mix -> audit -> rendered, appended to disk
+    files -> rows read, spooled to disk -> without exact duplicates -> split -> filter -> mix -> audit
+          -> rendered, appended to disk
 
 A dataset is addressed by what it was made from: its id is a hash of the files' bytes, the settings, the tokenizer,
 the template's fingerprint and the source code of the stages. The same inputs give the same id and are not prepared
@@ -16,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data import diversity, quality, style
+from tunesmith.data import diversity, filters, quality, style
 from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.mix import mix_all
 from tunesmith.data.normalise import rows_of
 from tunesmith.data.overflow import Overflow
+from tunesmith.data.pictures import Pictures
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of
 from tunesmith.data.rows import Row, require_sft
 from tunesmith.data.similar import Index
@@ -130,13 +132,20 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
         similar = Index(train, config.dedup.near).groups() if config.dedup.near is not None else ()
         numbers, others = split(train, config.split, seed, similar)
         train, held_out = Chosen(train, numbers), {"test": Chosen(train, others)}
+    # Held-out rows are never filtered: a score must be of the rows that the model will meet.
+    filtered = filters.filtered(train, config.filter, config.dedup.near)
+    findings += filtered.findings
+    train = Chosen(train, filtered.kept)
     numbers, shares = mix_all(train, config.mix, seed)
     train = Chosen(train, numbers)
-    findings += audit(train, held_out | evals, config.dedup.near)
+    pictures = Pictures()
+    audited = audit(train, held_out | evals, config.dedup.near, pictures)
     sample = diversity.Sample()
     survey = quality.survey(sample.through(train))
     varied = diversity.diversity(sample)
-    findings += [*survey.findings, *diversity.findings(varied), *filter(None, [quality.size_advice(len(train))])]
+    effects = [*filtered.effects, *filters.would_drop(train, survey, audited, config.filter)]
+    findings += [*audited.findings, *survey.findings, *diversity.findings(varied),
+                 *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
     parts = {part: write_part(part, ((row, rendered_row(tokenizer, row)) for row in rows), config, staging, dropped,
                               tokenizer)
@@ -147,7 +156,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
-            "statistics": survey.statistics.as_dict(), "diversity": varied, "system": system,
+            "filters": [e.as_dict() for e in effects], "statistics": survey.statistics.as_dict(), "system": system,
+            "diversity": varied, "pictures": pictures.as_dict(), "overlong": dropped.as_dict(),
             "text": style.text_card(_named(sources.train, loaded)) if is_text(sources.train[0]) else None,
             "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 

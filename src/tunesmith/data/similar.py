@@ -21,6 +21,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tunesmith.data.boilerplate import Boilerplate, boilerplate
@@ -141,6 +142,10 @@ class Index:
 
     def groups(self) -> list[list[int]]:
         """Numbers of rows that are connected by near-duplicates, in groups of two and more, each in order."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
         import numpy as np
 
         label = np.arange(len(self._same))

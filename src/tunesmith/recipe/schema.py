@@ -49,6 +49,36 @@ class Mix(Section):
     """The most rows that a group, or every group, may give."""
 
 
+Fault = Literal["mojibake", "replacement_character", "control_character", "invisible_character", "html_residue",
+                "markdown_residue", "trivial_answer", "prompt_echo", "truncated_answer", "answer_language", "refusals",
+                "escalations", "personal_data", "secret", "contradiction", "near_duplicate"]
+
+
+class Filter(Section):
+    """Which training rows are left out, by what the audit finds in them. Held-out rows never are: the score must be of the
+    rows that the model will meet, and of the same rows with and without a filter."""
+
+    drop: list[Fault] = []
+    """Codes of findings: each row that the finding counts is left out. `personal_data` and `secret` stand for all of their
+    kinds; of a `near_duplicate` group the first row stays; of a `contradiction` none. A code whose finding is not raised drops
+    nothing. They act in this order, `contradiction` and `near_duplicate` after all others, on what those left."""
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = []
+    """ISO 639 codes of the languages that answers may be in; empty: any. An answer stays when its language cannot be told, or
+    is one that is mistaken for a named one in short texts (no, da and sv; hr and sr; ...)."""
+    min_answer_characters: Annotated[int, Field(ge=1)] | None = None
+    """Shortest last answer, in characters. Rows that end in a tool call are not judged by length."""
+    max_answer_characters: Annotated[int, Field(ge=1)] | None = None
+    """Longest last answer, in characters."""
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if repeated := [name for i, name in enumerate(self.drop) if name in self.drop[:i]]:
+            raise ValueError(f"drop names {repeated[0]} twice: keep one")
+        if (self.min_answer_characters or 0) > (self.max_answer_characters or float("inf")):
+            raise ValueError("min_answer_characters is more than max_answer_characters: no answer could stay")
+        return self
+
+
 class Style(Section):
     """How text (.txt, .md: one chapter a file, or whole books) becomes chat rows. A passage never crosses a chapter."""
 
@@ -92,6 +122,9 @@ class Data(Section):
                     "kto"] = "auto"
     """Of rows; .txt and .md files are always text."""
     dedup: Dedup = Dedup()
+    filter: Filter = Filter()
+    """Applied to the training rows after the split and before the mix; `tunesmith data audit` shows what each filter takes, and
+    what those that are not chosen would take."""
     mix: Annotated[Annotated[Mix, Tag("dict[mix]")] | Annotated[list[Mix], Field(min_length=1), Tag("list[mix]")],
                    Discriminator(lambda mix: "list[mix]" if isinstance(mix, list) else "dict[mix]")] = Mix()
     """One section, or a list of them: each is applied to what the one before it left."""
@@ -108,6 +141,13 @@ class Data(Section):
     template: str | None = None
     """Path of a Jinja chat template; null uses the base's own."""
     style: Style = Style()
+
+    @model_validator(mode="after")
+    def _looked_for(self):
+        if "near_duplicate" in self.filter.drop and self.dedup.near is None:
+            raise ValueError("filter.drop names near_duplicate, and dedup.near is null, so none are looked for: "
+                             "give dedup.near a similarity such as 0.8")
+        return self
 
 
 class Method(Section):

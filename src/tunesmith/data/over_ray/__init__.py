@@ -11,8 +11,8 @@ Each gives the same answer as the local stage of that name, whatever the number 
 function for a row, and draws go by content. A stage that groups rows sends them to `parts` buckets by hash; one bucket
 must fit in the memory of a worker.
 
-Not there: raw text, repairs, split by time, mix, the survey of text quality, contradictions, near-duplicate findings, and
-of leaks those in part (contained, prompt, answer). They need counts over the corpus that have no merge yet.
+Not there: raw text, repairs, split by time, filters, mix, the survey of text quality, contradictions, near-duplicate findings,
+and of leaks those in part (contained, prompt, answer). They need counts over the corpus that have no merge yet.
 """
 
 from tunesmith.data.over_ray.near import near_pairs

@@ -2,6 +2,8 @@
 
     survey(rows).findings       what is wrong with the text
     survey(rows).statistics     what a data card says of it
+    survey(rows).verdicts       which rows each finding speaks of
+    survey(rows).facts          language, label, source and lengths of each row
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from tunesmith.data.finding import Finding
 from tunesmith.data.quality.answers import Answers
 from tunesmith.data.quality.damage import Damage
+from tunesmith.data.quality.facts import Facts
 from tunesmith.data.quality.labels import Labels
 from tunesmith.data.quality.language import Languages
 from tunesmith.data.quality.licences import Licences
@@ -33,21 +36,38 @@ class Survey:
     statistics: Statistics
     verdicts: Verdicts
     """Which rows the findings speak of."""
+    facts: Facts
+    """What each row is, by number."""
 
 
 def survey(rows: Iterable[Row], region: str = REGION) -> Survey:
     """Findings and statistics of rows in one pass. `region` is whose telephone numbers are written without a country code."""
     turns, languages, labels, licences = Turns(), Languages(), Labels(), Licences()
-    judging = [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals()]
-    detectors, verdicts = [*judging, labels, licences], Verdicts()
+    judging = _judges(region, languages)
+    detectors, verdicts, facts = [*judging, labels, licences], Verdicts(), Facts()
     for row in rows:
         turns.see(row)
         for detector in detectors:
             detector.see(row)
         verdicts.see(judging)
+        facts.see(row, languages.last)
     findings = [f for detector in detectors for f in detector.findings()]
     return Survey(sorted(findings, key=lambda f: ORDER[f.severity]), _statistics(turns, languages, labels, licences),
-                  verdicts)
+                  verdicts, facts)
+
+
+def show(row: Row, family: str, region: str = REGION) -> str:
+    """Where this row has a fault that was counted under `family`, or `family:kind`: `file:line: messages[1] at 37: 'piece'`."""
+    judging = _judges(region, Languages())
+    for detector in judging:
+        detector.see(row)
+    return next(tally.examples[0] for detector in judging for code, tally in detector.tallies.items()
+                if tally.count and code.split(":")[0] == family)
+
+
+def _judges(region: str, languages: Languages) -> list:
+    """Fresh detectors, those with a verdict on each row; the one of languages is shared with the statistics."""
+    return [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals()]
 
 
 def inspect(rows: Iterable[Row], region: str = REGION) -> list[Finding]:

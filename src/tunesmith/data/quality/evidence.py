@@ -64,13 +64,18 @@ def point(row: Row, place: str, text: str, start: int, end: int) -> str:
 
 
 def excerpt(text: str, start: int, end: int) -> str:
-    """`text[start:end]`, shortened, with everything sensitive in it masked.
+    """`text[start:end]`, shortened, with everything sensitive in it masked."""
+    stop = min(end, start + SHOWN)
+    return mask(text)[start:stop] + ("..." if end > stop else "")
+
+
+def mask(text: str) -> str:
+    """The text with everything sensitive in it masked, character by character: every offset stays what it was.
 
     Every long number is masked too: it may be a telephone of another country, or a card with a slip in it.
     """
-    stop = min(end, start + SHOWN)
     masked = list(text)
     pieces = [(p.start, p.end) for p in (*personal.find(text), *credentials.find(text))]
     for first, last in (*pieces, *personal.long_numbers(text)):
         masked[first + KEPT : last] = "*" * (last - first - KEPT)
-    return "".join(masked[start:stop]) + ("..." if end > stop else "")
+    return "".join(masked)

@@ -55,6 +55,11 @@ def language_of(text: str) -> str:
     return language if confidence >= SURE and language not in NO_LANGUAGE else UNKNOWN
 
 
+def known_languages() -> list[str]:
+    """Codes that `language_of` may give."""
+    return sorted(set(_identifier().nb_classes) - NO_LANGUAGE)
+
+
 def alike(one: str, other: str) -> bool:
     return one == other or any(one in group and other in group for group in ALIKE)
 
@@ -69,10 +74,12 @@ class Languages:
         self.examples: dict[str, list[str]] = {}
         self.crossed = Tally()
         self.tallies = {"answer_language": self.crossed}
+        self.last = UNKNOWN
+        """Language of the answer of the row seen last."""
 
     def see(self, row: Row) -> None:
         answer, prompt = row.answer, row.prompt
-        language = language_of(answer)
+        language = self.last = language_of(answer)
         self.answers[language] += 1
         if language == UNKNOWN:
             return

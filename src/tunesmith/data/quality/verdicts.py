@@ -41,5 +41,9 @@ class Verdicts:
     def codes(self) -> list[str]:
         return sorted(self._marks)
 
+    def marks(self, code: str) -> bytes:
+        """One byte for each row that was seen: 1 where it has the fault."""
+        return bytes(self._marks.get(code, b"").ljust(self.seen, b"\0"))
+
     def rows(self, code: str) -> list[int]:
         return [i for i, mark in enumerate(self._marks.get(code, b"")) if mark]
