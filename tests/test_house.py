@@ -15,7 +15,7 @@ ROOMS = ("errors", "store", "recipe", "models", "template", "data", "engine", "o
          "serving", "evals", "releases", "verbs", "api", "cli")
 """Each room imports only from those before it. `tunesmith/__init__` is the door to verbs, `__main__` to cli."""
 HEAVY = {"torch", "transformers", "peft", "mlflow", "fastapi", "uvicorn", "pydantic", "numpy", "yaml",
-         "scipy", "pyarrow", "ray", "zstandard", "huggingface_hub"}
+         "scipy", "pyarrow", "ray", "zstandard", "huggingface_hub", "sklearn"}
 LONGEST_FILE = 450
 
 PACKAGE = Path(tunesmith.__file__).parent

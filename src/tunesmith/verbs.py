@@ -51,7 +51,7 @@ def show_rows(recipe: str | Path, *, part: str = "train", first: int = 0, count:
 
 
 def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
-    """`prepare`, the data card drawn, and what filters take or would take: `{..., filters, card, packing}`."""
+    """`prepare`, the data card drawn, and what filters take or would take: `{..., filters, diversity, card, packing}`."""
     from tunesmith.data.card import packing, write_card
     from tunesmith.recipe.load import load
 
@@ -59,7 +59,7 @@ def audit(recipe: str | Path, *, say: Say = _silent) -> dict:
     dataset, tokenizer = _dataset(recipe, say)
     return {"dataset_id": dataset.id, "path": str(dataset.path), "counts": dataset.manifest["counts"],
             "findings": dataset.manifest["findings"], "filters": dataset.manifest["filters"],
-            "packing": packing(dataset, loaded.recipe),
+            "diversity": dataset.manifest["diversity"], "packing": packing(dataset, loaded.recipe),
             "card": str(write_card(dataset, loaded.recipe, tokenizer))}
 
 

@@ -73,7 +73,7 @@ def test_check(command, make_recipe):
     checked = command("check", recipe, "--json", check=0).json
     assert checked.keys() == CHECKED and checked["ok"] is True
     assert {"peak_memory_bytes", "seconds", "trainable_parameters", "adapter_bytes", "steps"} <= checked["estimate"].keys()
-    assert [p["code"] for p in checked["problems"]] == ["few_rows"]
+    assert [p["code"] for p in checked["problems"]] == ["low_diversity", "few_rows"], "40 rows of one template"
     assert all(p.keys() == {"severity", "code", "where", "message", "fix"} for p in checked["problems"])
     people = command("check", recipe, check=0).stdout
     assert "warning: 40 training rows; expectation" in people and "trainable parameters" in people
@@ -97,14 +97,17 @@ def test_data_prepare_and_audit(command, make_recipe, home):
     recipe = make_recipe()
     prepared = command("data", "prepare", recipe, "--json", check=0).json
     audited = command("data", "audit", recipe, "--json", check=0).json
-    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "filters"}
+    assert prepared.keys() == {"dataset_id", "path", "counts", "findings"} == audited.keys() - {"card", "packing", "filters",
+                                                                                                "diversity"}
     assert prepared == {k: audited[k] for k in prepared}
     paths_are_absolute(audited)
     assert "train.jsonl:1" in Path(audited["card"]).read_text() and audited["packing"]["tokens"] > 0
     assert (prepared["counts"]["train"], prepared["counts"]["test:test"]) == (40, 8)
     assert prepared["path"] == str(home / "datasets" / prepared["dataset_id"])
     assert prepared["dataset_id"] in command("data", "prepare", recipe, check=0).stdout
-    assert "40 training rows; expectation" in command("data", "audit", recipe, check=0).stdout
+    shown = command("data", "audit", recipe, check=0).stdout
+    assert "40 training rows; expectation" in shown and "diversity: 40 rows are as varied as " in shown
+    assert audited["diversity"]["rows"] == 40 and audited["diversity"]["clusters"]
 
 
 def test_data_audit_shows_what_filters_take_and_would_take(command, make_recipe, tmp_path):

@@ -71,8 +71,9 @@ def test_hostile_text_is_shown_as_text(dataset_of, make_recipe, tiny_tokenizer, 
     assert not re.search(r"(?:src|href)=", page), "one file, nothing is fetched"
 
 
-TAGS = {"html", "head", "meta", "title", "style", "body", "main", "p", "h1", "h2", "h3", "dl", "div", "dt", "dd", "small", "b",
-        "i", "ul", "li", "figure", "figcaption", "span", "table", "tr", "th", "td", "mark", "code", "section", "br"}
+TAGS = {"svg", "g", "circle", "text", "ol",
+        "html", "head", "meta", "title", "style", "body", "main", "p", "h1", "h2", "h3", "dl", "div", "dt", "dd", "small",
+        "b", "i", "ul", "li", "figure", "figcaption", "span", "table", "tr", "th", "td", "mark", "code", "section", "br"}
 PERSONAL = ["maria.lopez@brightmail.com", "+44 113 496 0817", "5425 2334 3010 9903"]
 TAILS = ['<img src=x onerror="alert(1)">', "{{ card }} {% raw %}", "\u202eبريد\u202c كتاب", "👩‍👩‍👧 &amp; 🙂",
          "</mark></div><script>", "\x00\x1b[31m", *PERSONAL]

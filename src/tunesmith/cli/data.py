@@ -23,12 +23,14 @@ def prepare(recipe: Recipe, as_json: Json = False) -> None:
 def audit(recipe: Recipe, as_json: Json = False) -> None:
     """Findings: duplicates, contradictions, leaks into the test sets, rows that do not fit."""
     from tunesmith import verbs
+    from tunesmith.data import diversity
 
     made = verbs.audit(recipe, say=say)
     lines = []
     for f in made["findings"]:
         lines += [f"{f['severity']}: {f['message']}", *(f"    {e}" for e in f["examples"]), f"  do: {f['fix']}"]
-    emit(made, as_json, [*(lines or ["no findings"]), *_filter_lines(made["filters"]), f"card  {made['card']}"])
+    emit(made, as_json, [*(lines or ["no findings"]), *_filter_lines(made["filters"]),
+                         *diversity.lines(made["diversity"]), f"card  {made['card']}"])
 
 
 def _filter_lines(effects: list[dict]) -> list[str]:

@@ -55,6 +55,7 @@ def card(dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -
     return {
         "name": recipe.name, "id": dataset.id, "base": recipe.base, "counts": manifest["counts"], "parts": parts, "top": top,
         "limit": recipe.data.max_tokens, "findings": sorted(manifest["findings"], key=lambda f: RANK[f["severity"]]),
+        "diversity": manifest["diversity"],
         "text": manifest["text"], "packing": packing(dataset, recipe), "system": mask(manifest["system"] or ""),
         "roles": statistics["roles"], "characters": charts.bars({k: r["characters"] for k, r in statistics["roles"].items()}),
         "shares": charts.shares(statistics, manifest["mix"]), "mix": charts.mix(manifest["mix"], files),

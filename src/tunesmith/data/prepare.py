@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data import filters, quality, style
+from tunesmith.data import diversity, filters, quality, style
 from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
@@ -140,9 +140,12 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     train = Chosen(train, numbers)
     pictures = Pictures()
     audited = audit(train, held_out | evals, config.dedup.near, pictures)
-    survey = quality.survey(train)
+    sample = diversity.Sample()
+    survey = quality.survey(sample.through(train))
+    varied = diversity.diversity(sample)
     effects = [*filtered.effects, *filters.would_drop(train, survey, audited, config.filter)]
-    findings += [*audited.findings, *survey.findings, *filter(None, [quality.size_advice(len(train))])]
+    findings += [*audited.findings, *survey.findings, *diversity.findings(varied),
+                 *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
     parts = {part: write_part(part, ((row, rendered_row(tokenizer, row)) for row in rows), config, staging, dropped,
                               tokenizer)
@@ -154,7 +157,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
             "filters": [e.as_dict() for e in effects], "statistics": survey.statistics.as_dict(), "system": system,
-            "pictures": pictures.as_dict(), "overlong": dropped.as_dict(),
+            "diversity": varied, "pictures": pictures.as_dict(), "overlong": dropped.as_dict(),
             "text": style.text_card(_named(sources.train, loaded)) if is_text(sources.train[0]) else None,
             "sources": {p: [str(f) for f in fs] for p, fs in sources.all().items()}}
 
