@@ -40,6 +40,7 @@ def attach(model: PreTrainedModel, method: Method, base_ref: str) -> PeftModel:
     with quiet_transformers():
         peft_model = get_peft_model(model, config(method, base_ref), autocast_adapter_dtype=True)
     made = peft_model.peft_config["default"]
+    made.base_model_name_or_path = base_ref  # PEFT puts the path of the loaded base there
     made.target_modules = sorted(made.target_modules)  # PEFT makes it a set: the file would differ from run to run
     return peft_model
 
