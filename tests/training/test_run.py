@@ -30,7 +30,7 @@ RUN_KEYS = {"run_id", "name", "status", "created", "recipe_path", "run_dir", "ad
             "template_fingerprint", "dtype", "device", "threads", "engine", "trainable_parameters", "total_steps", "error",
             "rows_trained", "mlflow_run_id", "mlflow_model", "steps", "train_loss", "eval_loss", "tokens_per_second",
             "train_seconds", "tokens", "peak_memory_bytes", "adapter_digest", "adapter_step", "warnings",
-            "process", "kernels"}
+            "process", "kernels", "gradient_shares"}
 
 
 @pytest.fixture(autouse=True)

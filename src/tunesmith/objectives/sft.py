@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from tunesmith.engine.loss import IGNORE
+from tunesmith.engine.memory import give_back
 from tunesmith.errors import TrainingError
 
 Sample = tuple[list[int], list[int]]
@@ -61,6 +62,9 @@ def forward_backward(forward_loss: Callable, model, packs: Sequence[Sequence[Sam
                 raise TrainingError(f"a row of {len(pack[0][0])} tokens does not fit into memory",
                                     why=str(error).split("\n")[0], fix="lower data.max_tokens, or set train.dtype: bfloat16; "
                                     "`tunesmith check` says what a training takes") from None
+            gradients = None
+        if gradients is None:  # outside of `except`: the error holds everything that the failed pass had made
+            give_back()
             halved(sum(len(tokens) for tokens, _ in pack))
             queue += [pack[len(pack) // 2 :], pack[: len(pack) // 2]]
             continue

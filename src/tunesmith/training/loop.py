@@ -22,6 +22,7 @@ import torch
 
 from tunesmith.data.pack import Step
 from tunesmith.engine.memory import peak_bytes
+from tunesmith.methods.report import gradient_shares
 from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
 from tunesmith.recipe.schema import Train
 from tunesmith.store.files import explain_os_errors, write_text
@@ -44,8 +45,13 @@ class Training:
     sample: Callable[[int], Sample]
     held_out: list[list[Sample]]
     """Packs of the held-out rows whose loss is watched."""
+    largest: list[int] = field(default_factory=list)
+    """Rows of the pack with the most tokens, to be tried before step 1."""
     on_metrics: Callable[[int, dict], None] = lambda _step, _values: None
     on_warning: Callable[[dict], None] = lambda _warning: None
+    on_event: Callable[..., None] = lambda _what, **_facts: None
+    on_gradient: Callable[[int, dict[str, float]], None] = lambda _step, _shares: None
+    """Of the first and the last step: each module's share of the gradient."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
@@ -100,14 +106,22 @@ def train(t: Training, start: int = 0) -> Outcome:
                 check_adapter(t.model, step)
                 checkpoint.save_best(t.run_dir, step, t.model)
 
+        def halved(tokens: int) -> None:
+            lines.note(f"memory does not hold a pack of {tokens} tokens: it is trained in halves, which give the same step")
+            t.on_event("halved", tokens=tokens)
+
         if start == 0:
             held_out(0)
+        if t.largest:
+            lines.note(_rehearse(t, halved))
         done = start
         while done < len(t.steps) and not health.exhausted:
             number = done
             began = time.perf_counter()
             packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
-            measured = forward_backward(t.forward_loss, t.model, packs)
+            measured = forward_backward(t.forward_loss, t.model, packs, halved)
+            if number in (0, len(t.steps) - 1):
+                t.on_gradient(number + 1, gradient_shares(t.model))
             record = _update(t, number, measured)
             took = time.perf_counter() - began
             record |= {"seconds": took, "tokens_per_second": measured.tokens / took,
@@ -136,6 +150,16 @@ def train(t: Training, start: int = 0) -> Outcome:
         if done < len(t.steps):
             lines.note(f"stopped early: {health.stale} evaluations since step {health.best_step} had no lower held-out loss")
     return Outcome(True, done, health.best_step if wants_best else None)
+
+
+def _rehearse(t: Training, halved: Callable[[int], None]) -> str:
+    """Try the largest pack before any step counts: what does not fit should fail now. Leaves no trace."""
+    pack, began = [t.sample(row) for row in t.largest], time.perf_counter()
+    with torch.random.fork_rng():
+        measured = forward_backward(t.forward_loss, t.model, [pack], halved)
+    t.optimizer.zero_grad(set_to_none=True)
+    return (f"the largest pack, {measured.tokens:,} tokens, takes {time.perf_counter() - began:.1f} s and "
+            f"{peak_bytes() / 1e9:.1f} GB")
 
 
 def _update(t: Training, number: int, measured: Measured) -> dict:

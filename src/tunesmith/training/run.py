@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.dataset import TRAIN, Dataset
+from tunesmith.data.dataset import TRAIN, Dataset, Tokens
+from tunesmith.data.pack import Step
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import NotFoundError, RecipeError, TunesmithError
 from tunesmith.models.base import Base, resolve
@@ -245,9 +246,13 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
     tracker = _tracker(run, loaded, dataset)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def shares(step: int, found: dict[str, float]) -> None:
+        run.update(gradient_shares=run.state.get("gradient_shares", {}) | {str(step): found})
+
     training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
                              [[sample(*watched[r]) for r in s.rows] for s in held_out],
-                             _tolerant(tracker.metrics, say), run.warn)
+                             _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares)
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
@@ -294,6 +299,13 @@ def _result(metrics: list[dict], adapter_step: int) -> dict:
     seconds, tokens = sum(r["seconds"] for r in steps), sum(r["tokens"] for r in steps)
     return {"train_loss": steps[adapter_step - 1]["loss"], "eval_loss": held_out[-1] if held_out else None,
             "train_seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
+
+
+def _largest(steps: list[Step], tokens: Tokens) -> list[int]:
+    """Rows of the pack with the most tokens, among those with a trained one."""
+    lengths, trained = tokens.lengths, tokens.trained_lengths()
+    packs = [pack for step in steps for pack in step.packs if any(trained[row] for row in pack)]
+    return list(max(packs, key=lambda pack: sum(lengths[row] for row in pack)))
 
 
 def _same_arithmetic(state: dict, say: Say) -> None:
