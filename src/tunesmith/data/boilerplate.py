@@ -69,8 +69,8 @@ class Boilerplate:
         nothing_left = ~np.logical_or.reduceat(keep, np.cumsum(counts) - counts)
         return keep | np.repeat(nothing_left, counts)
 
-    def without(self, texts: list[str]) -> Iterator[str]:
-        """Folded texts less the whole words that are boilerplate in them."""
+    def own(self, texts: list[str]) -> Iterator[list[bool]]:
+        """Of each word of folded texts, whether it is more than boilerplate."""
         import numpy as np
 
         for batch in batches(texts):
@@ -79,7 +79,7 @@ class Boilerplate:
             ends = np.cumsum(counts)
             for text, start, end in zip(batch, (ends - counts).tolist(), ends.tolist(), strict=True):
                 cuts = np.flatnonzero(np.diff(keep[start:end], prepend=True, append=True)).reshape(-1, 2)
-                yield _cut(text, cuts.tolist())
+                yield _own(text, cuts.tolist())
 
 
 def boilerplate(texts: list[str], found: Sets) -> Boilerplate | None:
@@ -187,16 +187,14 @@ def _joined(hashes: np.ndarray, at: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _cut(text: str, cuts: list[list[int]]) -> str:
-    """A text without the words in stretches of its shingles, each given by its first one and the one behind its last."""
-    padded, kept, at = f" {text} ", "", 0
-    for first, behind in cuts:
-        last = behind + GRAM - 1
-        first = first if padded[first] == " " or padded[first - 1] == " " else padded.index(" ", first)
-        last = last if padded[last - 1] == " " or padded[last : last + 1] == " " else padded.rindex(" ", 0, last)
-        kept += f"{padded[at:first]} "
-        at = max(last, first)
-    return " ".join((kept + padded[at:]).split())
+def _own(text: str, cuts: list[list[int]]) -> list[bool]:
+    """Of each word, whether it is not whole in a stretch of shingles, given by its first and the one behind its last."""
+    stretches = [(first, behind + GRAM - 1) for first, behind in cuts]
+    own, at = [], 1  # shingles are of the text with a space on either side
+    for word in text.split():
+        own.append(not any(first <= at and at + len(word) <= last for first, last in stretches))
+        at += len(word) + 1
+    return own
 
 
 def _stretches(common: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ from tunesmith.data.evidence import evidence
 from tunesmith.data.finding import EXAMPLES, Finding
 from tunesmith.data.numerals import digits
 from tunesmith.data.rows import Row
-from tunesmith.data.runs import contained
+from tunesmith.data.runs import CERTAIN, contained, run_length
 from tunesmith.data.similar import Index, key
 from tunesmith.data.style import REQUESTS
 from tunesmith.store.files import canonical_json
@@ -307,38 +307,57 @@ def _text(turns: _Key, role: str) -> str:
     return next((turn.split("\0", 2)[1] for turn in reversed(turns) if turn.startswith(f"{role}\0")), "")
 
 
-def _without_shared(index: Index, texts: list[tuple[str, str]]) -> list[str]:
-    """Texts, given with who says them, less the instructions and forms that many training rows share."""
-    out = [text for _, text in texts]
-    for side, spoken in enumerate(_ROLES):
-        numbers = [n for n, (role, _) in enumerate(texts) if role == spoken]
-        for n, text in zip(numbers, index.without_shared([texts[n][1] for n in numbers], side), strict=True):
-            out[n] = text
-    return out
-
-
 def _passages(rest: list[_Asked], asked: list[_Asked], keys: list[_Key], limits: dict[str, int], index: Index | None,
               ) -> dict[tuple[int, int], list[int]]:
-    """Training rows that hold a long run of a held-out question (0) or answer (1) and of few other rows."""
+    """Training rows that hold a long run of a held-out question (0) or answer (1) and of few other rows.
+
+    Of the whole text, and enough of what is its own in it, without the instructions and forms that many training rows share;
+    or of what is its own by itself.
+    """
     wanted = [(one, side) for one in rest for side in (0, 1)
               if _tells(one.row, side) and not (side == 1 and _record(one.row.answer))]
     held = [_text(one.turns, _ROLES[side]) for one, side in wanted]
+    own = _own_words(index, [(side, text) for (_, side), text in zip(wanted, held, strict=True)])
+    for n in range(len(wanted)):
+        alone = " ".join(word for word, mine in zip(held[n].split(), own[n], strict=True) if mine)
+        if not all(own[n]) and len(alone) >= QUESTION_CHARACTERS:
+            wanted.append(wanted[n])
+            held.append(alone)
+            own.append([True] * len(alone.split()))
     every = [*keys, *(one.turns for one in asked)]
-    texts = [(number, *turn.split("\0", 2)[:2]) for number, turns in enumerate(every) for turn in turns]
-    if index:
-        held = _without_shared(index, [(_ROLES[side], text) for (_, side), text in zip(wanted, held, strict=True)])
-        own = [n for n, text in enumerate(held) if len(text) >= QUESTION_CHARACTERS]
-        wanted, held = [wanted[n] for n in own], [held[n] for n in own]
-        said = _without_shared(index, [(role, text) for _, role, text in texts])
-    else:
-        said = [text for _, _, text in texts]
+    texts = [(number, turn.split("\0", 2)[1]) for number, turns in enumerate(every) for turn in turns]
     runs: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for text, window, holders in contained(held, said):
+    for text, window, holders in contained(held, (text for _, text in texts)):
         runs[text, window].update(texts[holder][0] for holder in holders)
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for (text, _window), holders in runs.items():
-        one, side = wanted[text]
+    windows: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for (text, window), holders in runs.items():
+        one, _side = wanted[text]
         others = {every[n] for n in holders if n < len(keys) or asked[n - len(keys)].set_name == one.set_name} - {one.turns}
         if len(others) <= limits[one.set_name]:
-            found[id(one), side] += sorted(n for n in holders if n < len(keys))
+            for number in sorted(n for n in holders if n < len(keys)):
+                windows[text][number].append(window)
+    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for text, holders in windows.items():
+        (one, side), words = wanted[text], held[text].split()
+        found[id(one), side] += [n for n, starts in sorted(holders.items()) if _holds_own(words, own[text], starts)]
     return found
+
+
+def _own_words(index: Index | None, texts: list[tuple[int, str]]) -> list[list[bool]]:
+    """Of each word of texts, given with their side, whether it is more than what many training rows share."""
+    masks = [[True] * len(text.split()) for _, text in texts]
+    for side in (0, 1) if index else ():
+        numbers = [n for n, (spoken, _) in enumerate(texts) if spoken == side]
+        for n, mask in zip(numbers, index.own_words([texts[n][1] for n in numbers], side), strict=True):
+            masks[n] = mask
+    return masks
+
+
+def _holds_own(words: list[str], own: list[bool], starts: list[int]) -> bool:
+    """Whether runs that start there, which cover enough of a text, cover enough of its own words as well."""
+    if all(own):
+        return True
+    length = run_length(len(words))
+    covered = {at for start in starts for at in range(start, start + length)}
+    mine = [words[at] for at in sorted(covered) if own[at]]
+    return len(mine) >= min(sum(own), CERTAIN) and len(" ".join(mine)) >= QUESTION_CHARACTERS

@@ -135,10 +135,10 @@ class Index:
             yield sorted((i, s) for m, s in zip(found.tolist(), similarity.astype(np.float64).tolist(), strict=True)
                          for i in self._same[m])
 
-    def without_shared(self, texts: list[str], side: int) -> Iterator[str]:
-        """Folded prompts (0) or answers (1) less what many training rows share."""
+    def own_words(self, texts: list[str], side: int) -> Iterator[list[bool]]:
+        """Of each word of folded prompts (0) or answers (1), whether it is more than what many training rows share."""
         shared = self._sides[side].shared if self._rows else None
-        return shared.without(texts) if shared else iter(texts)
+        return shared.own(texts) if shared else ([True] * len(text.split()) for text in texts)
 
     def groups(self) -> list[list[int]]:
         """Numbers of rows that are connected by near-duplicates, in groups of two and more, each in order."""
