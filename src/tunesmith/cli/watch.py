@@ -43,27 +43,32 @@ def _print(state: dict) -> None:
 
 
 def _live(look, export, every: float) -> None:
-    """In the terminal's second screen, which is left as it was found; the last picture stays in the first."""
-    import time
+    """In the terminal's second screen, which is left as it was found; the last picture stays in the first.
+
+    Ctrl-C is a flag here: an exception may come where nobody can catch it, in a destructor, and be lost.
+    """
+    import signal
+    import threading
 
     from rich.console import Console
     from rich.live import Live
 
     from tunesmith.track.frame import frame
 
-    console, state = Console(), look.now()
+    enough = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda _signal, _frame: enough.set())
     try:
+        console, state = Console(), look.now()
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 state = look.now()
                 if export:
                     export.add(state)
                 live.update(frame(state, console.width, console.height), refresh=True)
-                if state["ended"]:
+                if state["ended"] or enough.wait(every):
                     break
-                time.sleep(every)
-    except KeyboardInterrupt:
-        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
     if export:
         export.close()
     _print(state)
