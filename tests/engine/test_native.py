@@ -259,12 +259,13 @@ def test_norm_whose_weight_is_trained_keeps_its_own_gradient(make_base):
 ])
 def test_kernel_that_computes_something_else_is_refused_by_name(tmp_path, monkeypatch, change, named):
     """A miscompiled kernel, as a compiler's bug would make it: one constant or one factor off."""
-    source = tmp_path / "kernels.c"
-    shutil.copy(build.SOURCE, source)
-    before = source.read_text()
-    subprocess.run(["sed", "-i", change, str(source)], check=True)
-    assert source.read_text() != before
-    monkeypatch.setattr(build, "SOURCE", source)
+    for file in (*build.SOURCES, build.HEADER):
+        shutil.copy(file, tmp_path)
+    sources = [tmp_path / file.name for file in build.SOURCES]
+    before = [source.read_text() for source in sources]
+    subprocess.run(["sed", "-i", change, *map(str, sources)], check=True)
+    assert [source.read_text() for source in sources] != before
+    monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     made = build._library(os.environ.get("CC") or shutil.which("cc"), "wrong", torch.float32)
     assert disagreement(build.Library(made, "wrong"), torch.float32) == named

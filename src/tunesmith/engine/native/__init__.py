@@ -1,6 +1,7 @@
 """C kernels for what a training step does between its matrix products, on a CPU.
 
-    kernels.c      the arithmetic
+    attention.c    attention inside the rows of a pack
+    kernels.c      norms, rotary positions, the gate of an MLP, the loss
     build          compiled at first use with the system's compiler, cached, and checked against torch before it counts
     functions      torch autograd functions around them
     replace        which modules of a model get them

@@ -1,4 +1,4 @@
-"""Compile kernels.c once a machine, load it, and trust it only after it has agreed with torch.
+"""Compile the kernels in C once a machine, load it, and trust it only after it has agreed with torch.
 
 The library is cached under the digest of everything that went into it: source, compiler, flags, processor. It is
 compiled for the processor at hand (-march=native), which a cache shared by two kinds of machines must not mix up.
@@ -24,7 +24,9 @@ import torch
 
 from tunesmith.store.home import cache
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(FOLDER / name for name in ("attention.c", "kernels.c"))
+HEADER = FOLDER / "common.h"
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 DTYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SECONDS = 120
@@ -86,7 +88,8 @@ def _load_all() -> tuple[dict[torch.dtype, Library], str | None]:
         return {}, "no C compiler was found"
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
-        parts = SOURCE.read_bytes(), version.encode(), _processor().encode(), " ".join(FLAGS).encode()
+        texts = [path.read_bytes() for path in (*SOURCES, HEADER)]
+        parts = *texts, version.encode(), _processor().encode(), " ".join(FLAGS).encode()
         name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
         made = {dtype: Library(_library(compiler, name, dtype), name) for dtype in DTYPES}
     except (OSError, subprocess.SubprocessError) as error:
@@ -108,7 +111,7 @@ def _library(compiler: str, name: str, dtype: torch.dtype) -> ctypes.CDLL:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / path.name
-            subprocess.run([compiler, *FLAGS, *DTYPES[dtype], str(SOURCE), "-o", str(made), "-lm"], check=True,
+            subprocess.run([compiler, *FLAGS, *DTYPES[dtype], *map(str, SOURCES), "-o", str(made), "-lm"], check=True,
                            capture_output=True, text=True, timeout=SECONDS)
             os.replace(made, path)
     return ctypes.CDLL(str(path))
