@@ -14,25 +14,29 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset, Tokens
 from tunesmith.data.pack import Step
 from tunesmith.data.prepare import prepare
-from tunesmith.errors import NotFoundError, RecipeError, TunesmithError
+from tunesmith.errors import NotFoundError, RecipeError, TunesmithError, UsageError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.store.files import (
     explain_os_errors,
+    held,
     publish_directory,
     read_json,
     sha256_json,
     sha256_tree,
+    sweep,
     write_json,
     write_text,
 )
@@ -100,6 +104,21 @@ class Run:
         self.update(warnings=[*self.state.get("warnings", []), warning])
         self.event("warning", **warning)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains this run until the block ends. Raises UsageError when somebody does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.path))
+            except BlockingIOError:
+                process = self.state.get("process", {})
+                raise UsageError(f"run {self.path.name} is being trained", where=str(self.path),
+                                 why=f"by process {process.get('pid', '?')} on {process.get('host', '?')}; two would write "
+                                     "over each other", fix="look at it with `tunesmith watch`, or stop it first") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
     def event(self, what: str, **facts) -> None:
         """Add a line to events.jsonl."""
         path = self.path / EVENTS_FILE
@@ -110,7 +129,7 @@ class Run:
 def all_runs() -> list[dict]:
     """States of all runs, newest first."""
     root = home() / "runs"
-    states = [read_json(p) for p in root.glob(f"*/{RUN_FILE}")] if root.is_dir() else []
+    states = [read_json(p) for p in root.glob(f"[!.]*/{RUN_FILE}")] if root.is_dir() else []
     return sorted(states, key=lambda s: s["created"], reverse=True)
 
 
@@ -132,16 +151,21 @@ def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda
     base = resolve(loaded.recipe.base, loaded.folder)
     dataset = prepare(loaded, tokenizer_for(base, loaded), say)
     run = _resumed(resume, loaded, base, dataset) if resume else _created(loaded, base, dataset, say)
-    if run.state["status"] == "finished":
-        say(f"{run.path.name} is already finished")
-        return run.state
-    try:
-        return _train(run, loaded, base, dataset, say)
-    except BaseException as error:
-        run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        if isinstance(error, TunesmithError) and (error.why or error.fix):
-            run.event("reason", why=error.why, fix=error.fix)
-        raise
+    with run.alone():
+        sweep(run.path)
+        if run.state["status"] == "finished":
+            from tunesmith.training.checkpoint import forget_best
+
+            forget_best(run.path, None)
+            say(f"{run.path.name} is already finished")
+            return run.state
+        try:
+            return _train(run, loaded, base, dataset, say)
+        except BaseException as error:
+            run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if isinstance(error, TunesmithError) and (error.why or error.fix):
+                run.event("reason", why=error.why, fix=error.fix)
+            raise
 
 
 def tokenizer_for(base: Base, loaded: Loaded):
@@ -179,6 +203,7 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     say(choice.because)
     run_id = new_run_id(loaded.recipe.name)
     path = home() / "runs" / run_id
+    sweep(path.parent)
     with publish_directory(path) as staging:
         shutil.copyfile(loaded.path, staging / "recipe.yaml")
         write_json(staging / "recipe.resolved.json", loaded.recipe.model_dump(mode="json"))
@@ -235,6 +260,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     _same_arithmetic(state, say)
     tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
     torch.manual_seed(recipe.train.seed)
+    random.seed(recipe.train.seed)  # checkpoints hold its state; unseeded, no two processes would agree on it
     model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
     engine, forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
@@ -285,6 +311,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
+    checkpoint.prune(run.path, outcome.steps, recipe.train.checkpoint.keep)
     run.update(status="finished", steps=outcome.steps, adapter_step=step, **_result(loop.read_metrics(run.path), step),
                peak_memory_bytes=peak_bytes(), adapter_digest=sha256_json(sha256_tree(run.adapter)))
     checkpoint.forget_best(run.path, None)
