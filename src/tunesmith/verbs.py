@@ -215,11 +215,11 @@ def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
     return packing(recipe, say)
 
 
-def verify_resume(recipe: str | Path, *, steps: int = 4, say: Say = _silent) -> dict:
-    """`{identical, message, ...}`: a resumed training against the uninterrupted one."""
+def verify_resume(recipe: str | Path, *, steps: int = 4, kills: int = 0, say: Say = _silent) -> dict:
+    """`{identical, message, kills[{after_step, in_checkpoint}], ...}`: a resumed training against the uninterrupted one."""
     from tunesmith.training.prove import resume
 
-    return resume(recipe, steps, say)
+    return resume(recipe, steps, say, kills)
 
 
 def verify_release(release: str) -> dict:
