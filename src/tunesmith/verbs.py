@@ -90,11 +90,14 @@ def curate_data(recipe: str | Path, out: str | Path, *, rows: int | None = None,
     return curate(recipe, Path(out), rows, folds, say)
 
 
-def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
-    """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
+def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int = 0, say: Say = _silent) -> dict:
+    """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes.
+
+    `extend_epochs` adds to the total of the run that is resumed. Raises UsageError without `resume`.
+    """
     from tunesmith.training.run import train as train_recipe
 
-    return train_recipe(recipe, resume=resume, say=say)
+    return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
 def evaluate(run: str, *, say: Say = _silent) -> dict:

@@ -66,6 +66,15 @@ def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
         write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
 
 
+def save_best_again(run_dir: Path, step: int, adapter: Path) -> None:
+    """Write `best-{step}` from the adapter of a finished run, whose own was forgotten, if it is not there."""
+    if not (run_dir / f"best-{step}").is_dir():
+        with publish_directory(run_dir / f"best-{step}") as staging:
+            for name in (lora.CONFIG_FILE, lora.WEIGHTS_FILE):
+                shutil.copyfile(adapter / name, staging / name)
+            write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
+
+
 def forget_best(run_dir: Path, keep: int | None) -> None:
     """Remove all but `best-{keep}`."""
     for path in run_dir.glob("best-*"):
