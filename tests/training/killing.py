@@ -9,8 +9,11 @@ A plan is a list of trials, each a list of deaths that one run dies in turn befo
     {"step": 6, "checkpoint": 9} at the 9th operation on a checkpoint after the line of step 6
     {"between": true}            between the renames by which a checkpoint replaces a damaged one of the same step
     {"seconds": 0.2}             after that share of the time of a whole training, wherever it is
+    {"whole": true}              none: it goes on to its end
     {"damage": FILE}             none: a byte of that file of the newest checkpoint is changed
     {"alter": FILE}              none: a number in it is changed, and its digest with it, which resume cannot notice
+
+With "extend_epochs" in it, the process that dies is one that was to extend the run.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def child(recipe: str, resume: str | None, death: dict, tell_fd: int, log: Path)
     listen(stop_at(Moment(death["step"], death["checkpoint"]), tell, wait) if "step" in death else hear)
     code = 0
     try:
-        train(recipe, resume=resume, say=print)
+        train(recipe, resume=resume, extend_epochs=death.get("extend_epochs", 0), say=print)
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -78,6 +78,23 @@ def test_killed_at_any_moment_and_resumed_it_equals_the_uninterrupted_run(killin
 
 
 @pytest.mark.slow
+def test_killed_while_it_is_extended_it_is_extended_or_as_it_was(killing):
+    """Resumed without the flag. Before run.json says so it is not extended, and after it is, wholly."""
+    dice, whole = random.Random(SEED), {"whole": True}
+    early = [{"extend_epochs": 1, "operation": round(0.12 * dice.random(), 3)} for _ in range(8)]
+    late = [{"extend_epochs": 1, "operation": round(0.6 * dice.random(), 3)} for _ in range(4)]
+    found = killing(KEEP_BEST, [[whole, {"whole": True, "extend_epochs": 1}], *([whole, death] for death in early + late)])
+    short, (longer, *killed) = found["straight"]["left"], found["trials"]
+    assert (short["result"]["steps"], longer["left"]["result"]["steps"]) == (14, 21)
+    assert "adapter-14" in longer["left"]["files"]
+    for trial in killed:
+        assert trial["left"] in (short, longer["left"]), trial["deaths"]
+        assert trial["hidden"] == []
+    assert sum(trial["left"] == short for trial in killed) >= 1
+    assert sum(trial["died"][-1]["signal"] == 9 and trial["left"] == longer["left"] for trial in killed) >= 6
+
+
+@pytest.mark.slow
 def test_control_one_thing_not_restored_and_the_comparison_says_so(killing):
     """The digests are made to agree, so that resume takes what it finds. Control of the control: damage is passed over."""
     death = {"step": 6, "checkpoint": WRITE_OPERATIONS}
