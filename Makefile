@@ -1,5 +1,6 @@
 # make demo      from a clone to a released, served model, with the proof
 # make test      the whole test suite
+# make test-slow trainings killed at any moment, and whatever else takes minutes
 # make test-ray  the stages over Ray Data, on a cluster of one machine
 # make setup     .venv with everything (both call it; seconds when nothing changed)
 #
@@ -9,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: setup demo test test-ray lint clean
+.PHONY: setup demo test test-slow test-ray lint clean
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -24,6 +25,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow
 
 test-ray: setup
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,ray]'

@@ -90,11 +90,14 @@ def curate_data(recipe: str | Path, out: str | Path, *, rows: int | None = None,
     return curate(recipe, Path(out), rows, folds, say)
 
 
-def train(recipe: str | Path, *, resume: str | None = None, say: Say = _silent) -> dict:
-    """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes."""
+def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int = 0, say: Say = _silent) -> dict:
+    """The run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second, peak_memory_bytes.
+
+    `extend_epochs` adds to the total of the run that is resumed. Raises UsageError without `resume`.
+    """
     from tunesmith.training.run import train as train_recipe
 
-    return train_recipe(recipe, resume=resume, say=say)
+    return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
 def evaluate(run: str, *, say: Say = _silent) -> dict:
@@ -215,11 +218,11 @@ def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
     return packing(recipe, say)
 
 
-def verify_resume(recipe: str | Path, *, steps: int = 4, say: Say = _silent) -> dict:
-    """`{identical, message, ...}`: a resumed training against the uninterrupted one."""
+def verify_resume(recipe: str | Path, *, steps: int = 4, kills: int = 0, say: Say = _silent) -> dict:
+    """`{identical, message, kills[{after_step, in_checkpoint}], ...}`: a resumed training against the uninterrupted one."""
     from tunesmith.training.prove import resume
 
-    return resume(recipe, steps, say)
+    return resume(recipe, steps, say, kills)
 
 
 def verify_release(release: str) -> dict:

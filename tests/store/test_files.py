@@ -22,12 +22,15 @@ from hypothesis import strategies as st
 from tunesmith.errors import DataError, StoreError
 from tunesmith.store.files import (
     canonical_json,
+    held,
     publish_directory,
     read_json,
+    remove_directory,
     sha256_bytes,
     sha256_file,
     sha256_json,
     sha256_tree,
+    sweep,
     write_bytes,
     write_json,
     write_text,
@@ -230,3 +233,103 @@ with publish_directory(pathlib.Path({str(tmp_path / "ds-1")!r})) as staging:
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "ds-1" / "sub" / "a").read_text() == "old" and not (tmp_path / "ds-1" / "a").exists()
     assert all(p.name.startswith(".") for p in tmp_path.iterdir() if p.name != "ds-1")  # what is left hides from `find`
+
+
+# ---- what killed processes leave -------------------------------------------------------------------------------------
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tunesmith.store import files
+final = Path(sys.argv[1])
+if sys.argv[2] == "directory":
+    with files.publish_directory(final) as staging:
+        (staging / "a").write_text("new")
+        print("there", flush=True)
+        time.sleep(60)
+else:
+    replace = files.os.replace
+    def late(*names):
+        print("there", flush=True)
+        time.sleep(60)
+    files.os.replace = late
+    files.write_text(final, "new")
+"""
+
+
+@pytest.fixture(params=["directory", "file"])
+def writer(request, tmp_path):
+    """Another process in the middle of writing `tmp_path / "final"`."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "final"), request.param], stdout=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline() == "there\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_living_process_writes_stays_and_what_a_killed_one_wrote_goes(writer, tmp_path):
+    (left,) = tmp_path.iterdir()
+    assert sweep(tmp_path) == [] and left.exists()
+    assert sweep(tmp_path, "final") == []
+    writer.kill()
+    writer.wait()
+    assert left.exists()  # the control: nobody else takes it away
+    assert sweep(tmp_path, "other") == [] and left.exists()
+    assert sweep(tmp_path, "final") == [left.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_write_takes_away_what_a_killed_one_left_of_it_and_nothing_else(tmp_path):
+    ours, others = tmp_path / ".ds-1.abcd1234.tmp", tmp_path / ".ds-2.abcd1234.tmp"
+    for path in (ours, others):
+        path.mkdir()
+    publish(tmp_path / "ds-1")
+    assert names(tmp_path) == [".ds-2.abcd1234.tmp", "ds-1", "ds-1/sub", "ds-1/sub/a"]
+
+
+def test_killed_between_the_two_renames_the_new_directory_is_put_in_its_place(tmp_path):
+    new, old = tmp_path / ".ds-1.abcd1234.tmp", tmp_path / ".ds-1.abcd1234.old"
+    for path, text in ((new, "new"), (old, "old")):
+        path.mkdir()
+        (path / "a").write_text(text)
+    assert sorted(sweep(tmp_path)) == [old.name]
+    assert names(tmp_path) == ["ds-1", "ds-1/a"] and (tmp_path / "ds-1" / "a").read_text() == "new"
+
+
+def test_what_was_replaced_or_half_removed_goes(tmp_path):
+    publish(tmp_path / "ds-1")
+    (tmp_path / ".ds-1.abcd1234.old").mkdir()
+    assert sweep(tmp_path) == [".ds-1.abcd1234.old"]
+    remove_directory(tmp_path / "ds-1")
+    remove_directory(tmp_path / "ds-1")  # gone is gone
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.tmp", ".a.tmp", ".a.abc.tmp", ".a.ABCD1234.tmp", ".a.abcd1234.bak", "a.abcd1234.old"])
+def test_sweep_knows_its_own_names_only(tmp_path, name):
+    (tmp_path / name).write_text("somebody's")
+    assert sweep(tmp_path) == [] and names(tmp_path) == [name]
+
+
+def test_when_the_second_rename_fails_the_directory_before_is_put_back(tmp_path, monkeypatch):
+    publish(tmp_path / "ds-1", text="old")
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".tmp"):
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StoreError, match="could not write"):
+        publish(tmp_path / "ds-1")
+    assert names(tmp_path) == ["ds-1", "ds-1/sub", "ds-1/sub/a"] and (tmp_path / "ds-1" / "sub" / "a").read_text() == "old"
+
+
+def test_one_holds_a_directory_until_it_lets_go(tmp_path):
+    with held(tmp_path):
+        with pytest.raises(BlockingIOError), held(tmp_path):
+            pass
+    with held(tmp_path):
+        pass

@@ -85,8 +85,9 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize(("break_", "file"), [(flip_a_byte, "adapter_model.safetensors"), (cut_off, "optimizer.pt"),
-                                               (Path.unlink, "rng_state.pth")], ids=["flipped", "truncated", "missing"])
+@pytest.mark.parametrize(("break_", "file"), [
+    (flip_a_byte, "adapter_model.safetensors"), (cut_off, "optimizer.pt"), (Path.unlink, "rng_state.pth"),
+    (flip_a_byte, "scheduler.pt"), (Path.unlink, "adapter_config.json"), (cut_off, "trainer_state.json")])
 def test_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_bytes(make_recipe, crashed, left, assert_same, file,
                                                                             break_):
     recipe = make_recipe(**{"train.epochs": 1, "train.checkpoint": {"every_steps": 2, "keep": 100}})
@@ -94,7 +95,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_bytes(mak
     break_(run.path / "checkpoint-4" / file)
     said = []
     train(recipe, resume=run.path.name, say=said.append)
-    assert f"checkpoint-4 is damaged ({file} changed or missing): going back to the one before" in said
+    why = "cannot be read" if file == "trainer_state.json" else "changed or missing"
+    assert f"checkpoint-4 is damaged ({file} {why}): going back to the one before" in said
     assert f"resuming {run.path.name} after step 2" in said
     assert_same(left(run.path), straight)
     assert all(checkpoint.damage(path) is None for path in checkpoint.all_in(run.path))
@@ -166,6 +168,49 @@ def test_changed_recipe_is_refused_naming_the_key(make_recipe, crashed, key, val
         train(make_recipe(**KEEP_ALL | {key: value}), resume=run.path.name)
     assert caught.value.exit_code == 2
     assert run.state == before
+
+
+def test_a_run_that_is_being_trained_cannot_be_resumed_by_another(make_recipe, start, command):
+    recipe = make_recipe(**LONG)
+    process = start(recipe)
+    run_dir = process.wait_for_step(5)
+    code, out, err = command("train", recipe, "--resume", run_dir.name)
+    assert (code, out) == (2, "")
+    assert f"run {run_dir.name} is being trained" in err and f"by process {process.popen.pid} on " in err
+    assert process.popen.poll() is None  # and it goes on
+    process.send(signal.SIGKILL)
+    assert train(recipe, resume=run_dir.name)["status"] == "finished"  # the control: killed, it can be
+
+
+def test_a_run_whose_making_was_killed_is_no_run_and_goes_with_the_next(make_recipe, home):
+    state = train(make_recipe(**{"train.max_steps": 1}))
+    half = home / "runs" / f".{state['run_id']}.abcd1234.tmp"
+    shutil.copytree(state["run_dir"], half)
+    assert [s["run_id"] for s in all_runs()] == [state["run_id"]]
+    train(make_recipe(**{"train.max_steps": 1}))
+    assert not half.exists() and len(all_runs()) == 2
+
+
+def test_what_a_killed_training_left_is_taken_away_when_it_is_resumed(make_recipe, crashed, left, assert_same):
+    recipe = make_recipe(**KEEP_ALL)
+    run, straight = crashed(recipe, at=6)
+    newer = run.path / ".checkpoint-9.abcd1234.tmp"
+    shutil.copytree(run.path / "checkpoint-6", newer)  # the digests of another step: it must not be looked at
+    (run.path / ".run.json.abcd1234.tmp").write_text("{")
+    assert checkpoint.newest_whole(run.path, print) == run.path / "checkpoint-6"
+    train(recipe, resume=run.path.name)
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == []
+    assert_same(left(run.path), straight)
+
+
+def test_python_s_random_numbers_begin_with_the_seed_too(make_recipe):
+    """A checkpoint holds their state: if it were the process's own, no run could be repeated in another."""
+    states = []
+    for disturb in (1, 2):
+        random.seed(disturb)
+        run = train(make_recipe(**{"train.max_steps": 1}))["run_dir"]
+        states.append(torch.load(Path(run) / "checkpoint-1" / "rng_state.pth", weights_only=True)["python"])
+    assert states[0] == states[1]
 
 
 def test_changed_data_are_refused(make_recipe, crashed):

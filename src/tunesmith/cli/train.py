@@ -10,12 +10,13 @@ from tunesmith.cli.output import Json, emit, say
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE")],
     resume: Annotated[str, typer.Option(metavar="RUN", help="Go on with this run from its newest checkpoint.")] = "",
+    extend_epochs: Annotated[int, typer.Option(metavar="N", min=0, help="With --resume: add N epochs to the run's total.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a recipe. Ctrl-C writes a checkpoint and stops."""
     from tunesmith import verbs
 
-    trained = verbs.train(recipe, resume=resume or None, say=say)
+    trained = verbs.train(recipe, resume=resume or None, extend_epochs=extend_epochs, say=say)
     emit(trained, as_json, train_lines(trained, recipe))
     raise typer.Exit(0 if trained["status"] == "finished" else 130)
 

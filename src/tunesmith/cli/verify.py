@@ -22,12 +22,13 @@ def packing(recipe: Recipe, as_json: Json = False) -> None:
 def resume(
     recipe: Recipe,
     steps: Annotated[int, typer.Option(min=2, help="Steps to train.")] = 4,
+    kills: Annotated[int, typer.Option(min=0, help="End it so many times with SIGKILL, at random moments.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """A training that is stopped half-way and resumed equals the uninterrupted one bit for bit."""
+    """A training that is stopped half-way, or killed, and resumed equals the uninterrupted one bit for bit."""
     from tunesmith import verbs
 
-    _show(verbs.verify_resume(recipe, steps=steps, say=say), as_json)
+    _show(verbs.verify_resume(recipe, steps=steps, kills=kills, say=say), as_json)
 
 
 @app.command()

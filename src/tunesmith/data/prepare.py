@@ -34,7 +34,7 @@ from tunesmith.data.turns import pieces
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Data
-from tunesmith.store.files import publish_directory, sha256_bytes, sha256_file, sha256_json, write_json
+from tunesmith.store.files import publish_directory, sha256_bytes, sha256_file, sha256_json, sweep, write_json
 from tunesmith.store.home import home
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.template.render import Rendered, render
@@ -80,6 +80,7 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
     if (path / "manifest.json").is_file():
         say(f"dataset {dataset_id} is already prepared")
         return Dataset.open(path)
+    sweep(path.parent)
     with publish_directory(path) as staging:
         manifest = {"id": dataset_id, "inputs": inputs, **_make(loaded, sources, tokenizer, staging)}
         write_json(staging / "manifest.json", manifest)

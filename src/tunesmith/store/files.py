@@ -2,18 +2,27 @@
 
 Everything that another step reads later is written beside its final place, flushed to disk, and moved there
 in one rename. A crash, a full disk or Ctrl-C leaves the old version or nothing, never a half.
+
+What is written beside its place carries a lock (flock(2)) of the process that writes it, which goes with the process however
+it ends. So what a killed process left is known from what a living one is writing, and `sweep` takes it away.
+
+    .NAME.xxxxxxxx.tmp   being written
+    .NAME.xxxxxxxx.old   was NAME, being replaced or removed
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +31,8 @@ from tunesmith.errors import StoreError, TunesmithError
 CHUNK_BYTES = 1 << 20
 FULL_BYTES = 1 << 14
 NO_SPACE = os.strerror(errno.ENOSPC)
+LEFTOVER = re.compile(r"^\.(.+)\.[a-z0-9_]{8}\.(?:tmp|old)$")
+"""A name beside its place, and the name of its place."""
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -75,16 +86,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically and durably."""
     with explain_os_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        name, fd = _locked(lambda: _new_file(path), os.O_RDWR)
         try:
             with os.fdopen(fd, "wb") as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+                os.chmod(name, 0o644)
+                os.replace(name, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
 
 
@@ -112,24 +123,19 @@ def publish_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends well, and vanishes when it does not.
 
     An existing `final` is replaced. Files are flushed before the rename, so that after a power cut the
-    directory is there with all its bytes or not at all.
+    directory is there with all its bytes or not at all. What killed writes of `final` left is taken away first.
     """
     with explain_os_errors(final, "write"):
         final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp"))
+        sweep(final.parent, final.name)
+        staging, lock = _locked(lambda: Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp")))
         try:
             os.chmod(staging, 0o755)
             yield staging
             for path in staging.rglob("*"):
                 _fsync(path)
             _fsync(staging)
-            if final.exists():
-                old = staging.with_suffix(".old")
-                os.replace(final, old)
-                os.replace(staging, final)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(staging, final)
+            _replace(staging, final)
             _fsync(final.parent)
         except BaseException as error:
             full = _tells_of_full_disk(error, staging)
@@ -137,6 +143,91 @@ def publish_directory(final: Path) -> Iterator[Path]:
             if full:
                 raise OSError(errno.ENOSPC, NO_SPACE) from error
             raise
+        finally:
+            os.close(lock)
+
+
+def _replace(staging: Path, final: Path) -> None:
+    """Two renames where `final` is there; it is put back when the second fails."""
+    if not final.exists():
+        os.replace(staging, final)
+        return
+    old = staging.with_suffix(".old")
+    os.replace(final, old)
+    try:
+        os.replace(staging, final)
+    except BaseException:
+        os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """It is gone in one rename; whoever is killed while deleting leaves nothing that looks like it."""
+    with explain_os_errors(path, "remove"), suppress(FileNotFoundError):
+        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+        os.replace(path, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> list[str]:
+    """Take away what killed processes left in `folder`, or of `folder / name` only, and return its names.
+
+    What a living process is writing stays, here and on other machines where the file system shares its locks; where it has
+    none, everything does. Killed between the two renames of a replacement, the new directory was whole: it is put in its place.
+    """
+    swept = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = LEFTOVER.match(path.name)
+        if not match or name not in (None, match[1]):
+            continue
+        old, final = path.with_suffix(".old"), folder / match[1]
+        if path == old:
+            if not path.with_suffix(".tmp").exists():  # otherwise it goes with that
+                _delete(path, swept)
+            continue
+        with suppress(OSError), held(path):
+            if old.exists() and not final.exists():
+                os.replace(path, final)
+            _delete(path, swept)
+            _delete(old, swept)
+    return swept
+
+
+def _delete(path: Path, deleted: list[str]) -> None:
+    if path.exists():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        deleted.append(path.name)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or directory. Raises BlockingIOError when another does, OSError when there are no locks here."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(make: Callable[[], Path], flags: int = os.O_RDONLY) -> tuple[Path, int]:
+    """What `make` made, and the open lock on it. A sweep may come between the two: then it is made again."""
+    while True:
+        path = make()
+        with suppress(FileNotFoundError):
+            fd = os.open(path, flags)
+            with suppress(OSError):  # a file system without locks: nothing is swept there
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if path.exists():
+                return path, fd
+            os.close(fd)
+
+
+def _new_file(path: Path) -> Path:
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(fd)
+    return Path(name)
 
 
 def _tells_of_full_disk(error: BaseException, place: Path) -> bool:

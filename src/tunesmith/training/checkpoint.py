@@ -24,7 +24,7 @@ import torch
 
 from tunesmith.errors import StoreError
 from tunesmith.methods import lora
-from tunesmith.store.files import publish_directory, read_json, sha256_tree, write_json
+from tunesmith.store.files import publish_directory, read_json, remove_directory, sha256_tree, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,10 +48,15 @@ def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state
         _save(staging / "scheduler.pt", scheduler.state_dict())
         _save(staging / "rng_state.pth", _rng_state())
         write_json(staging / STATE_FILE, {"global_step": step, **state, "files": sha256_tree(staging)})
-    kept = [p for p in all_in(run_dir) if step_of(p) <= step][-keep:]
-    for old in set(all_in(run_dir)) - set(kept):
-        shutil.rmtree(old, ignore_errors=True)
+    prune(run_dir, step, keep)
     return path
+
+
+def prune(run_dir: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` up to `step`: as many as a kill left that came after `save` and before this."""
+    found = all_in(run_dir)
+    for old in set(found) - set([p for p in found if step_of(p) <= step][-keep:]):
+        remove_directory(old)
 
 
 def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
@@ -61,11 +66,20 @@ def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
         write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
 
 
+def save_best_again(run_dir: Path, step: int, adapter: Path) -> None:
+    """Write `best-{step}` from the adapter of a finished run, whose own was forgotten, if it is not there."""
+    if not (run_dir / f"best-{step}").is_dir():
+        with publish_directory(run_dir / f"best-{step}") as staging:
+            for name in (lora.CONFIG_FILE, lora.WEIGHTS_FILE):
+                shutil.copyfile(adapter / name, staging / name)
+            write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
+
+
 def forget_best(run_dir: Path, keep: int | None) -> None:
     """Remove all but `best-{keep}`."""
     for path in run_dir.glob("best-*"):
         if NAME.match(path.name) and step_of(path) != keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_directory(path)
 
 
 def copy_best(run_dir: Path, step: int, target: Path) -> None:

@@ -52,14 +52,32 @@ class Training:
     on_event: Callable[..., None] = lambda _what, **_facts: None
     on_gradient: Callable[[int, dict[str, float]], None] = lambda _step, _shares: None
     """Of the first and the last step: each module's share of the gradient."""
+    earlier: list[tuple[int, int]] = field(default_factory=list)
+    """`(until, total)`: steps before `until` have the learning rate of a training of `total` steps (`training.extend`)."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
     def __post_init__(self):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule.factor(
-            step, len(self.steps), self.config.warmup, self.config.schedule))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self.factor(step))
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate, for a step from 0."""
+        total = next((total for until, total in self.earlier if step < until), len(self.steps))
+        return schedule.factor(step, total, self.config.warmup, self.config.schedule)
+
+    def is_end(self, done: int) -> bool:
+        """Whether the training ended after so many steps, now or before it was extended."""
+        return done == len(self.steps) or (done, done) in self.earlier
+
+    def renew_learning_rate(self) -> None:
+        """Of an extended run: a checkpoint holds the rate of the step after it by the schedule that was known then."""
+        if self.earlier:
+            rates = [rate * self.factor(self.scheduler.last_epoch) for rate in self.scheduler.base_lrs]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.scheduler._last_lr = rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +138,7 @@ def train(t: Training, start: int = 0) -> Outcome:
             began = time.perf_counter()
             packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
             measured = forward_backward(t.forward_loss, t.model, packs, halved)
-            if number in (0, len(t.steps) - 1):
+            if number == 0 or t.is_end(number + 1):
                 t.on_gradient(number + 1, gradient_shares(t.model))
             record = _update(t, number, measured)
             took = time.perf_counter() - began
@@ -132,7 +150,7 @@ def train(t: Training, start: int = 0) -> Outcome:
             lines.step(record)
             judge(record)
 
-            last, stop = done == len(t.steps), interrupted()
+            last, stop = t.is_end(done), interrupted()
             if last or (t.config.eval_every_steps and done % t.config.eval_every_steps == 0):
                 held_out(done)
             last = last or health.exhausted
@@ -179,7 +197,7 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
 def _health(t: Training) -> Health:
     """Judge of this run, which has seen what was recorded so far."""
     total, config = len(t.steps), t.config
-    check_reach(config.learning_rate, [schedule.factor(i, total, config.warmup, config.schedule) for i in range(total)])
+    check_reach(config.learning_rate, [t.factor(i) for i in range(total)])
     health = Health(total, round(config.warmup * total), config.early_stop.patience if config.early_stop else None)
     for record in read_metrics(t.run_dir):
         health.observe(record)

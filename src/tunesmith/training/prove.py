@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN
@@ -11,12 +12,19 @@ from tunesmith.data.prepare import prepare
 from tunesmith.errors import RecipeError
 from tunesmith.models.base import resolve
 from tunesmith.recipe.load import Loaded, load
-from tunesmith.training.run import Run, tokenizer_for, train_loaded
+from tunesmith.store.home import home
+from tunesmith.training import killed
+from tunesmith.training.look import METRICS_FILE, Tail
+from tunesmith.training.run import EVENTS_FILE, Run, tokenizer_for, train_loaded
 
 Say = Callable[[str], None]
 ROWS = 12
 TOLERANCE = 2e-4
 """Relative, in float32: sums in another order."""
+EVERY_STEPS, KEPT = 2, 2
+"""Checkpoints of a training that is killed: steps are lost and done again, and old checkpoints removed."""
+MEASURED = {"seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes"}
+"""What two equal trainings may disagree on."""
 
 
 def packing(recipe: str | Path, say: Say) -> dict:
@@ -66,42 +74,86 @@ def packing(recipe: str | Path, say: Say) -> dict:
                        f"gradients by at most {grad:.1e} (relative; float32 rounding allows {TOLERANCE:.0e})"}
 
 
-def resume(recipe: str | Path, steps: int, say: Say) -> dict:
-    """Train `steps` steps; take the run back to half-way; resume; compare every byte of the final checkpoint.
+def resume(recipe: str | Path, steps: int, say: Say, kills: int = 0) -> dict:
+    """Train `steps` steps; do it again with interruptions; compare the final checkpoints tensor by tensor, bit for bit.
 
-    `{identical, steps, resumed_after, first_difference, message}`. Leaves no run behind.
+    Without `kills`, the run is taken back to half-way and goes on in this process. With them, the second training runs in
+    processes of their own that get a SIGKILL at so many moments (`training.killed`), and its metrics are compared as well.
+    `{identical, steps, resumed_after, first_difference, kills[{after_step, in_checkpoint}], message}`. Leaves no run behind.
 
     Raises:
         RecipeError: the data make only one step, which cannot be halved.
+        TrainingError: a training in a process of its own failed.
     """
     loaded = load(recipe)
-    train = loaded.recipe.train
-    short = loaded.recipe.model_copy(update={
-        "train": train.model_copy(update={"max_steps": steps, "eval_every_steps": None, "early_stop": None, "checkpoint":
-                                          train.checkpoint.model_copy(update={"every_steps": 1, "keep": steps,
-                                                                              "keep_best": False})}),
-        "track": loaded.recipe.track.model_copy(update={"mlflow": None})})
-    short_loaded = Loaded(short, loaded.path)
-    state = train_loaded(short_loaded, say=say)
-    run = Run.find(state["run_id"])
-    total, half = state["steps"], state["steps"] // 2
-    straight = run.path / "straight"
+    straight = _shortened(loaded, steps, every_steps=EVERY_STEPS if kills else 1, keep=KEPT if kills else steps)
+    state = train_loaded(straight, say=say)
+    run, made = Run.find(state["run_id"]), [state["run_id"]]
     try:
-        if total < 2:
+        if state["steps"] < 2:
             raise RecipeError("the whole training is one step: there is no half-way to resume from", where=str(loaded.path),
                               fix="lower train.tokens_per_step")
-        (run.path / f"checkpoint-{total}").rename(straight)
-        for step in range(half + 1, total):
-            shutil.rmtree(run.path / f"checkpoint-{step}")
-        run.update(status="stopped")
-        train_loaded(short_loaded, resume=state["run_id"], say=say)
-        difference = _first_difference(straight, run.path / f"checkpoint-{total}")
+        found = _killed(run, straight, kills, made, say) if kills else _halved(run, straight, say)
     finally:
-        shutil.rmtree(run.path, ignore_errors=True)
-    message = f"{total} steps straight against {half} + resume + {total - half}: " + (
-        f"{difference} differs" if difference else "adapter, optimizer, scheduler and random state equal bit for bit")
-    return {"identical": difference is None, "steps": total, "resumed_after": half, "first_difference": difference,
-            "message": message}
+        for name in made:
+            shutil.rmtree(home() / "runs" / name, ignore_errors=True)
+    return {"identical": found["first_difference"] is None, "steps": state["steps"], **found}
+
+
+def _shortened(loaded: Loaded, steps: int, every_steps: int, keep: int, **train) -> Loaded:
+    recipe = loaded.recipe
+    kept = recipe.train.checkpoint.model_copy(update={"every_steps": every_steps, "keep": keep, "keep_best": False})
+    short = {"max_steps": steps, "eval_every_steps": None, "early_stop": None, "checkpoint": kept, **train}
+    return Loaded(recipe.model_copy(update={"train": recipe.train.model_copy(update=short),
+                                            "track": recipe.track.model_copy(update={"mlflow": None})}), loaded.path)
+
+
+def _halved(run: Run, loaded: Loaded, say: Say) -> dict:
+    total, half = run.state["steps"], run.state["steps"] // 2
+    straight = run.path / "straight"
+    (run.path / f"checkpoint-{total}").rename(straight)
+    for step in range(half + 1, total):
+        shutil.rmtree(run.path / f"checkpoint-{step}")
+    run.update(status="stopped")
+    train_loaded(loaded, resume=run.path.name, say=say)
+    difference = _first_difference(straight, run.path / f"checkpoint-{total}")
+    return {"resumed_after": half, "first_difference": difference, "kills": [], "message": _verdict(
+        f"{total} steps straight against {half} + resume + {total - half}", difference, "adapter, optimizer, scheduler and "
+        "random state")}
+
+
+def _killed(run: Run, loaded: Loaded, kills: int, made: list[str], say: Say) -> dict:
+    """`made` gets the id of the other run. It computes in the dtype that was chosen for the first, with as many threads."""
+    state, seed = run.state, loaded.recipe.train.seed
+    total, last = state["steps"], f"checkpoint-{state['steps']}"
+    moments = killed.draw_moments(kills, total, seed)
+    say(f"drew {kills} moments with seed {seed}: {'; '.join(map(str, moments))}")
+    kept = loaded.recipe.train.checkpoint
+    other = _shortened(loaded, loaded.recipe.train.max_steps, kept.every_steps, kept.keep, dtype=state["dtype"])
+    job = {"recipe": other.recipe.model_dump(mode="json"), "path": str(loaded.path), "threads": state["threads"]}
+    found = killed.train_killed(job, moments, state["train_seconds"] / total, made, say)
+    again = Run(home() / "runs" / made[-1])
+    difference = _first_difference(run.path / last, again.path / last) or _first_other_line(run, again)
+    resumed = [e["after_step"] for e in Tail(again.path / EVENTS_FILE).read() if e["event"] == "resumed"]
+    return {"resumed_after": resumed[-1] if resumed else 0, "first_difference": difference, "kills": found,
+            "message": _verdict(f"{total} steps straight against {kills} SIGKILLs, {sum(k['in_checkpoint'] for k in found)} of "
+                                "them while a checkpoint was written", difference,
+                                "adapter, optimizer, scheduler, random state and metrics")}
+
+
+def _verdict(what: str, difference: str | None, all_of_it: str) -> str:
+    return f"{what}: " + (f"{difference} differs" if difference else f"{all_of_it} equal bit for bit")
+
+
+def _first_other_line(a: Run, b: Run) -> str | None:
+    """Where the metrics of two runs differ in anything but time and memory."""
+    left, right = ([{k: v for k, v in r.items() if k not in MEASURED} for r in Tail(run.path / METRICS_FILE).read()]
+                   for run in (a, b))
+    for one, other in zip_longest(left, right, fillvalue={}):
+        if one != other:
+            name = min((k for k in one.keys() | other.keys() if one.get(k) != other.get(k)), key=str)
+            return f"{METRICS_FILE}: {name} of step {(one or other)['step']}"
+    return None
 
 
 def _first_difference(a: Path, b: Path) -> str | None:

@@ -14,29 +14,37 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.data.dataset import TRAIN, Dataset, Tokens
-from tunesmith.data.pack import Step
+from tunesmith.data.pack import Step, plan_steps
 from tunesmith.data.prepare import prepare
-from tunesmith.errors import NotFoundError, RecipeError, TunesmithError
+from tunesmith.errors import NotFoundError, RecipeError, TunesmithError, UsageError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import model_of, parameter_count, tokenizer_of
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.store.files import (
     explain_os_errors,
+    held,
     publish_directory,
     read_json,
     sha256_json,
     sha256_tree,
+    sweep,
     write_json,
     write_text,
 )
 from tunesmith.store.home import find, home, new_run_id
+
+if TYPE_CHECKING:
+    from tunesmith.recipe.schema import Train
 
 Say = Callable[[str], None]
 RUN_FILE, EVENTS_FILE, ADAPTER = "run.json", "events.jsonl", "adapter"
@@ -100,6 +108,21 @@ class Run:
         self.update(warnings=[*self.state.get("warnings", []), warning])
         self.event("warning", **warning)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains this run until the block ends. Raises UsageError when somebody does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.path))
+            except BlockingIOError:
+                process = self.state.get("process", {})
+                raise UsageError(f"run {self.path.name} is being trained", where=str(self.path),
+                                 why=f"by process {process.get('pid', '?')} on {process.get('host', '?')}; two would write "
+                                     "over each other", fix="look at it with `tunesmith watch`, or stop it first") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
     def event(self, what: str, **facts) -> None:
         """Add a line to events.jsonl."""
         path = self.path / EVENTS_FILE
@@ -110,38 +133,52 @@ class Run:
 def all_runs() -> list[dict]:
     """States of all runs, newest first."""
     root = home() / "runs"
-    states = [read_json(p) for p in root.glob(f"*/{RUN_FILE}")] if root.is_dir() else []
+    states = [read_json(p) for p in root.glob(f"[!.]*/{RUN_FILE}")] if root.is_dir() else []
     return sorted(states, key=lambda s: s["created"], reverse=True)
 
 
-def train(recipe: str | Path, *, resume: str | None = None, say: Say = lambda _line: None) -> dict:
-    """Train a recipe, or go on with a run that was interrupted.
+def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int = 0, say: Say = lambda _line: None) -> dict:
+    """Train a recipe, or go on with a run that was interrupted, or for `extend_epochs` more than the total it has.
 
     Returns the run's state: run_id, run_dir, adapter_dir, steps, train_loss, eval_loss, tokens_per_second,
     peak_memory_bytes, and status `finished` or `stopped`.
 
     Raises:
-        RecipeError, DataError, BaseModelError: invalid input (exit code 2).
+        RecipeError, DataError, BaseModelError, UsageError: invalid input (exit code 2).
         TrainingError: it would end with a wrong model.
     """
-    return train_loaded(load(recipe), resume=resume, say=say)
+    return train_loaded(load(recipe), resume=resume, extend_epochs=extend_epochs, say=say)
 
 
-def train_loaded(loaded: Loaded, *, resume: str | None = None, say: Say = lambda _line: None) -> dict:
+def train_loaded(loaded: Loaded, *, resume: str | None = None, extend_epochs: int = 0, say: Say = lambda _line: None) -> dict:
     """`train` for a recipe that is already loaded, perhaps with values replaced."""
+    from tunesmith.training.extend import agreed, extend, settle
+
+    if extend_epochs and not resume:
+        raise UsageError("--extend-epochs is for a run that is there already", why="without --resume RUN a new one is trained",
+                         fix="give --resume RUN, or more train.epochs in the recipe")
     base = resolve(loaded.recipe.base, loaded.folder)
     dataset = prepare(loaded, tokenizer_for(base, loaded), say)
     run = _resumed(resume, loaded, base, dataset) if resume else _created(loaded, base, dataset, say)
-    if run.state["status"] == "finished":
-        say(f"{run.path.name} is already finished")
-        return run.state
-    try:
-        return _train(run, loaded, base, dataset, say)
-    except BaseException as error:
-        run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        if isinstance(error, TunesmithError) and (error.why or error.fix):
-            run.event("reason", why=error.why, fix=error.fix)
-        raise
+    loaded = agreed(run.state, loaded)
+    with run.alone():
+        sweep(run.path)
+        if extend_epochs:
+            loaded = extend(run, loaded, dataset, extend_epochs, say)
+        if run.state["status"] == "finished":
+            from tunesmith.training.checkpoint import forget_best
+
+            forget_best(run.path, None)
+            say(f"{run.path.name} is already finished")
+            return run.state
+        try:
+            settle(run, loaded)
+            return _train(run, loaded, base, dataset, say)
+        except BaseException as error:
+            run.update(status="failed", error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if isinstance(error, TunesmithError) and (error.why or error.fix):
+                run.event("reason", why=error.why, fix=error.fix)
+            raise
 
 
 def tokenizer_for(base: Base, loaded: Loaded):
@@ -179,6 +216,7 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     say(choice.because)
     run_id = new_run_id(loaded.recipe.name)
     path = home() / "runs" / run_id
+    sweep(path.parent)
     with publish_directory(path) as staging:
         shutil.copyfile(loaded.path, staging / "recipe.yaml")
         write_json(staging / "recipe.resolved.json", loaded.recipe.model_dump(mode="json"))
@@ -199,13 +237,18 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
 
 def _resumed(name: str, loaded: Loaded, base: Base, dataset: Dataset) -> Run:
     """Raises RecipeError when recipe, base or data are not those that the run began with."""
+    from tunesmith.training.extend import agreed
+
     run = Run.find(name)
-    before, now_ = read_json(run.path / "recipe.resolved.json"), loaded.recipe.model_dump(mode="json")
+    before, now_ = read_json(run.path / "recipe.resolved.json"), agreed(run.state, loaded).recipe.model_dump(mode="json")
+    if past := run.state.get("extended"):
+        before["train"]["epochs"] = past[-1]["epochs"][1]
     changed = sorted(_flat(before).items() ^ _flat(now_).items())
     if changed:
         keys = sorted({k for k, _ in changed})
         raise RecipeError(f"the recipe has changed since run {run.path.name}: {', '.join(keys)}", where=str(loaded.path),
-                          why="a resumed run must equal the uninterrupted one", fix="change it back, or start a new run")
+                          why="a resumed run must equal the uninterrupted one", fix="change it back, or start a new run"
+                          + ("; for more epochs change it back and give --extend-epochs" * (keys == ["train.epochs"])))
     for what, old, new in (("base", run.state["base"]["digest"], base.digest),
                            ("data", run.state["dataset_id"], dataset.id)):
         if old != new:
@@ -220,28 +263,34 @@ def _flat(value, prefix: str = "") -> dict[str, str]:
     return {prefix: repr(value)}
 
 
+def planned(train: Train, lengths: list[int]) -> list[Step]:
+    """All steps of a training. More epochs only add steps at the end."""
+    return plan_steps(lengths, tokens_per_step=train.tokens_per_step, tokens_per_pack=train.tokens_per_pack,
+                      epochs=train.epochs, max_steps=train.max_steps, seed=train.seed)
+
+
 def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> dict:
     import torch
 
-    from tunesmith.data.pack import plan_steps
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
     from tunesmith.methods import lora
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
+    from tunesmith.training.extend import earlier_schedules
     from tunesmith.training.health import check_trained
 
     recipe, state = loaded.recipe, run.state
     _same_arithmetic(state, say)
     tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
     torch.manual_seed(recipe.train.seed)
+    random.seed(recipe.train.seed)  # checkpoints hold its state; unseeded, no two processes would agree on it
     model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
     engine, forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
-    pack = recipe.train.tokens_per_pack or recipe.train.tokens_per_step
-    steps = plan_steps(tokens.lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=pack,
-                       epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
-    held_out = plan_steps(watched.lengths[:HELD_OUT_ROWS], tokens_per_step=pack)
+    steps = planned(recipe.train, tokens.lengths)
+    held_out = plan_steps(watched.lengths[:HELD_OUT_ROWS],
+                          tokens_per_step=recipe.train.tokens_per_pack or recipe.train.tokens_per_step)
     check_trained(steps, tokens.trained_lengths(), TRAIN)
     check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
     tracker = _tracker(run, loaded, dataset)
@@ -252,10 +301,12 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
 
     training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
                              [[sample(*watched[r]) for r in s.rows] for s in held_out],
-                             _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares)
+                             _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
+                             earlier_schedules(state))
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
+        training.renew_learning_rate()
         say(f"resuming {run.path.name} after step {start}")
         if kernels != state.get("kernels", "torch"):
             say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
@@ -285,6 +336,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
+    checkpoint.prune(run.path, outcome.steps, recipe.train.checkpoint.keep)
     run.update(status="finished", steps=outcome.steps, adapter_step=step, **_result(loop.read_metrics(run.path), step),
                peak_memory_bytes=peak_bytes(), adapter_digest=sha256_json(sha256_tree(run.adapter)))
     checkpoint.forget_best(run.path, None)
@@ -325,11 +377,14 @@ def _same_arithmetic(state: dict, say: Say) -> None:
 def _tracker(run: Run, loaded: Loaded, dataset: Dataset):
     from tunesmith.track import mlflow
 
-    state, track = run.state, loaded.recipe.track
+    state, track, recipe = run.state, loaded.recipe.track, loaded.recipe.model_dump(mode="json")
+    extended = {}
+    if past := state.get("extended"):  # MLflow refuses a parameter that has changed
+        recipe["train"]["epochs"], extended = past[0]["epochs"][0], {"tunesmith.epochs": past[-1]["epochs"][1]}
     tracker = mlflow.start(track.mlflow, home(), experiment=track.experiment or loaded.recipe.name,
-                           run_name=state["run_id"], params=loaded.recipe.model_dump(mode="json"),
+                           run_name=state["run_id"], params=recipe,
                            tags={"tunesmith.run_id": state["run_id"], "tunesmith.base": state["base"]["digest"],
-                                 "tunesmith.dataset": dataset.id},
+                                 "tunesmith.dataset": dataset.id, **extended},
                            mlflow_run_id=state.get("mlflow_run_id"))
     if not state.get("mlflow_run_id"):
         for part in (TRAIN, *dataset.tests):
