@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     from tunesmith.engine import estimate as arithmetic
     from tunesmith.engine.native import build
     from tunesmith.engine.precision import choose
-    from tunesmith.methods import lora, report
+    from tunesmith import methods
+    from tunesmith.methods import report
     from tunesmith.models.load import parameter_count, quiet_transformers
 
     recipe = loaded.recipe
@@ -68,25 +70,29 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model", where=str(base.path),
                              why=str(error).splitlines()[0]) from error
-    matched = lora.targets(model, recipe.method)
-    trainable = lora.trainable_parameters(matched, recipe.method.rank)
-    choice = choose(recipe.train.dtype)
+    needs = methods.of(recipe.method).estimate(model, recipe.method)
+    trainable = needs.trainable
+    choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
     kernels = choice.device == "cpu" and build.start() is None
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
+    # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
+    timed = dataclasses.replace(shape, trainable=shape.parameters // 3) if needs.weight_gradients else shape
     tokens = dataset.tokens(TRAIN)
     lengths = tokens.lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
-    packs = [sum(lengths[r] for r in pack) for step in steps for pack in step.packs]
+    packs = [sum(lengths[r] + needs.tokens_per_row for r in pack) for step in steps for pack in step.packs]
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     found = {
-        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels),
-        "seconds": round(arithmetic.seconds(shape, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
-        "trainable_parameters": trainable, "adapter_bytes": 4 * trainable, "steps": len(steps), "tokens": sum(packs),
-        "matched_layers": len(matched), "dtype": str(choice.dtype).removeprefix("torch."),
+        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels)
+        + needs.kept_bytes_per_token * max(packs) + (0 if needs.base_bytes is None else
+                                                     needs.base_bytes - shape.parameters * shape.bytes_per_weight),
+        "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
+        "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps), "tokens": sum(packs),
+        "matched_layers": len(needs.parts), "dtype": str(choice.dtype).removeprefix("torch."),
     }
-    config = lora.config(recipe.method, base.ref).to_dict()
-    return found, report.by_module(matched, recipe.method.rank), {"vllm": report.vllm(config)}
+    made = methods.of(recipe.method).config(recipe.method, base.ref)
+    return found, report.by_module(needs.parts), {"vllm": report.vllm(made if isinstance(made, dict) else made.to_dict())}
 
 
 def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:

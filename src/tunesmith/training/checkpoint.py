@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tunesmith.errors import StoreError
-from tunesmith.methods import lora
+from tunesmith import methods
 from tunesmith.store.files import publish_directory, read_json, sha256_tree, write_json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state
     """
     path = run_dir / f"checkpoint-{step}"
     with publish_directory(path) as staging:
-        lora.save(model, staging)
+        methods.save(model, staging)
         _save(staging / "optimizer.pt", optimizer.state_dict())
         _save(staging / "scheduler.pt", scheduler.state_dict())
         _save(staging / "rng_state.pth", _rng_state())
@@ -57,7 +57,7 @@ def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state
 def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
     """Write `best-{step}`. The one before stays until a checkpoint is newer: a crash may go back to where it is the best."""
     with publish_directory(run_dir / f"best-{step}") as staging:
-        lora.save(model, staging)
+        methods.save(model, staging)
         write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
 
 
@@ -125,11 +125,8 @@ def restore(path: Path, model: PeftModel, optimizer, scheduler) -> dict:
     Raises:
         StoreError: a file cannot be read.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     try:
-        set_peft_model_state_dict(model, load_file(path / lora.WEIGHTS_FILE))
+        methods.restore(model, path)
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         scheduler.load_state_dict(torch.load(path / "scheduler.pt", weights_only=True))
         _set_rng_state(torch.load(path / "rng_state.pth", weights_only=True))

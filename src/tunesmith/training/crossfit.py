@@ -243,7 +243,7 @@ class _Scorer:
         from tunesmith.engine import fast, plain
         from tunesmith.engine.memory import keep_pages
         from tunesmith.engine.precision import device
-        from tunesmith.methods import lora
+        from tunesmith import methods
         from tunesmith.models.load import model_of
         from tunesmith.training.run import prepare_engine
 
@@ -251,7 +251,7 @@ class _Scorer:
         keep_pages()
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(recipe.train.seed)
-        model = lora.attach(model_of(self.base, getattr(torch, self.dtype), device()), recipe.method, self.base.ref)
+        model = methods.attach(model_of(self.base, getattr(torch, self.dtype), device()), recipe.method, self.base.ref)
         name, forward_loss = prepare_engine(model, recipe, (lambda _line: None) if learned else self.say)
         if learned:
             self._train(model, forward_loss, learned)

@@ -173,9 +173,10 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
 def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine.precision import choose
 
-    choice = choose(loaded.recipe.train.dtype)
+    choice = choose(methods.wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype))
     say(choice.because)
     run_id = new_run_id(loaded.recipe.name)
     path = home() / "runs" / run_id
@@ -226,7 +227,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     from tunesmith.data.pack import plan_steps
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith.methods import lora
+    from tunesmith import methods
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
     from tunesmith.training.health import check_trained
@@ -235,7 +236,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     _same_arithmetic(state, say)
     tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
     torch.manual_seed(recipe.train.seed)
-    model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
+    model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref, base.digest)
     engine, forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
     pack = recipe.train.tokens_per_pack or recipe.train.tokens_per_step
@@ -252,7 +253,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
 
     training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
                              [[sample(*watched[r]) for r in s.rows] for s in held_out],
-                             _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares)
+                             _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
+                             methods.learning_rate_ratios(recipe.method))
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
@@ -276,12 +278,13 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     best = outcome.best
     with publish_directory(run.adapter) as staging:
         if best is None or best == outcome.steps:
-            lora.save(model, staging)
+            methods.save(model, staging)
         else:
             checkpoint.copy_best(run.path, best, staging)
             say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
-                                           "template_fingerprint": run.state["template_fingerprint"]})
+                                           "template_fingerprint": run.state["template_fingerprint"],
+                                           "method": recipe.method.model_dump(mode="json")})
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
@@ -354,10 +357,12 @@ def _tolerant(send: Callable, say: Say) -> Callable:
 
 
 def _track_adapter(tracker, run: Run, loaded: Loaded) -> None:
+    from tunesmith.methods import describe
+
     state = run.state
     numbers = {k: state[k] for k in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes") if state[k]}
     tracker.metrics(state["steps"], {f"final_{k}": float(v) for k, v in numbers.items()})
-    model = tracker.adapter(loaded.recipe.name, run.adapter, params={"rank": loaded.recipe.method.rank,
+    model = tracker.adapter(loaded.recipe.name, run.adapter, params={**describe(loaded.recipe.method),
                                                                     "base": state["base"]["ref"]},
                             tags={"tunesmith.run_id": state["run_id"], "tunesmith.adapter": state["adapter_digest"]},
                             metrics={k: float(v) for k, v in numbers.items()})
