@@ -34,9 +34,9 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     """
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine.fast import fuse
     from tunesmith.engine.memory import keep_pages
-    from tunesmith import methods
     from tunesmith.models.load import model_of
     from tunesmith.template.fingerprint import fingerprint
 

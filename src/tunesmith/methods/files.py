@@ -59,11 +59,16 @@ def _plain(value):
 
 def same_tensors(stored: dict, expected: dict) -> None:
     """Raises ValueError: names or shapes differ."""
+    same_shapes(stored, {n: t.shape for n, t in expected.items()})
+
+
+def same_shapes(stored: dict, expected: dict) -> None:
+    """`stored`: tensors by name, `expected`: shapes by name. Raises ValueError: they differ."""
     if odd := sorted(stored.keys() ^ expected.keys()):
         raise ValueError(f"{len(odd)} tensors of the adapter and the base do not match, for example {odd[0]}")
-    for name, tensor in expected.items():
-        if stored[name].shape != tensor.shape:
-            raise ValueError(f"size mismatch for {name}: {tuple(stored[name].shape)} in the file, {tuple(tensor.shape)} here")
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(f"size mismatch for {name}: {tuple(stored[name].shape)} in the file, {tuple(shape)} here")
 
 
 @contextmanager

@@ -66,7 +66,8 @@ def estimate(model: PreTrainedModel, method: Full) -> Estimate:
     """Every parameter, tied ones once. Works on the meta device."""
     parts = [Part(n.removesuffix(".weight"), p.shape[-1], p.shape[0] if p.ndim > 1 else 1, p.numel())
              for n, p in model.named_parameters()]
-    return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts), base_bytes=0, weight_gradients=True)
+    count = sum(p.parameters for p in parts)
+    return Estimate(parts=parts, adapter_bytes=4 * count, replaced_parameters=count, weight_gradients=True)
 
 
 def save(model: Whole, directory: Path) -> None:

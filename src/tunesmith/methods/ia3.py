@@ -42,7 +42,8 @@ def attach(model: PreTrainedModel, method: Ia3, base_ref: str) -> PeftModel:
         made = get_peft_model(model, config(method, base_ref, planned, inner), autocast_adapter_dtype=True)
     settings = made.peft_config["default"]
     settings.base_model_name_or_path = base_ref
-    settings.target_modules, settings.feedforward_modules = sorted(settings.target_modules), sorted(settings.feedforward_modules)
+    settings.target_modules = sorted(settings.target_modules)
+    settings.feedforward_modules = sorted(settings.feedforward_modules)
     for parameter in made.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

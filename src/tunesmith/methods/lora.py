@@ -8,6 +8,7 @@ start (`pissa.py`), LoRA+ another learning rate for B, `modules_to_save` whole c
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -188,7 +189,15 @@ def restore(model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
-    """W + s B A in every layer, in the base's dtype, in place."""
+    """W + s B A in every layer, in the base's dtype, in place. Of PiSSA, what is saved is merged.
+
+    Raises:
+        AdapterError: the merged weights are not finite.
+    """
+    if pissa.used(model):
+        with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+            save(model, Path(folder))
+            model = load(model.unload(), Path(folder))
     return merge_peft(model)
 
 

@@ -39,8 +39,10 @@ class Estimate:
 
     parts: list[Part]
     adapter_bytes: int
-    base_bytes: int | None = None
-    """What the frozen base occupies; None: its parameters in its dtype."""
+    replaced_parameters: int = 0
+    """Parameters of the base that are not held in its dtype,"""
+    replaced_bytes: int = 0
+    """and what they occupy instead, beside what is trained."""
     kept_bytes_per_token: int = 0
     """Kept for the backward pass on top of what LoRA on the fast path keeps (engine.estimate)."""
     tokens_per_row: int = 0

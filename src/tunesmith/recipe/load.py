@@ -133,7 +133,8 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
         given = error["input"].get("type") if isinstance(error["input"], dict) else error["input"]
         near = difflib.get_close_matches(str(given), re.findall(r"'(\w+)'", error["msg"]), n=1, cutoff=0.5)
         return Problem(code="bad_value", where=f"{where}:{lines.get((*path, 'type'), lines.get(known, 1))}",
-                       message=f"{name}.type: {error['msg']} (got {given!r})", fix=f"did you mean {near[0]!r}?" if near else None)
+                       message=f"{name}.type: {error['msg']} (got {given!r})",
+                       fix=f"did you mean {near[0]!r}?" if near else None)
     if error["type"] == "extra_forbidden":
         siblings = fields_at(path[:-1], error["loc"])
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1, cutoff=0.5)

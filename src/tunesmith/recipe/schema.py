@@ -186,7 +186,7 @@ class Lora(LowRank):
     @model_validator(mode="after")
     def _one_start(self):
         if self.dora and self.init == "pissa":
-            raise ValueError("dora and init: pissa exclude each other: a DoRA starts as the base and PiSSA takes its weight apart")
+            raise ValueError("dora and init: pissa exclude each other: choose one of the two")
         return self
 
 
@@ -389,7 +389,8 @@ class Recipe(Section):
         whole = self.method.type == "full" or getattr(self.method, "modules_to_save", [])
         if whole and self.train.dtype == "bfloat16":
             raise PydanticCustomError("dtype", "{what}", {
-                "what": "bfloat16 rounds most steps of a trained weight away: leave it out, or set float32", "at": ("train", "dtype")})
+                "what": "bfloat16 rounds most steps of a trained weight away: leave it out, or set float32",
+                "at": ("train", "dtype")})
         return self
 
     @model_validator(mode="after")

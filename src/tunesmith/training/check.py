@@ -55,10 +55,10 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from tunesmith import methods
     from tunesmith.engine import estimate as arithmetic
     from tunesmith.engine.native import build
     from tunesmith.engine.precision import choose
-    from tunesmith import methods
     from tunesmith.methods import report
     from tunesmith.models.load import parameter_count, quiet_transformers
 
@@ -85,8 +85,8 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     found = {
         "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels)
-        + needs.kept_bytes_per_token * max(packs) + (0 if needs.base_bytes is None else
-                                                     needs.base_bytes - shape.parameters * shape.bytes_per_weight),
+        + needs.kept_bytes_per_token * max(packs)
+        + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight,
         "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
         "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps), "tokens": sum(packs),
         "matched_layers": len(needs.parts), "dtype": str(choice.dtype).removeprefix("torch."),

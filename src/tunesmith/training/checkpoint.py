@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tunesmith.errors import StoreError
 from tunesmith import methods
+from tunesmith.errors import StoreError
 from tunesmith.store.files import publish_directory, read_json, sha256_tree, write_json
 
 if TYPE_CHECKING:

@@ -240,10 +240,10 @@ class _Scorer:
         none."""
         import torch
 
+        from tunesmith import methods
         from tunesmith.engine import fast, plain
         from tunesmith.engine.memory import keep_pages
         from tunesmith.engine.precision import device
-        from tunesmith import methods
         from tunesmith.models.load import model_of
         from tunesmith.training.run import prepare_engine
 

@@ -26,8 +26,8 @@ def packing(recipe: str | Path, say: Say) -> dict:
     """
     import torch
 
-    from tunesmith.engine import fast, plain
     from tunesmith import methods
+    from tunesmith.engine import fast, plain
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import sample
 
@@ -40,7 +40,7 @@ def packing(recipe: str | Path, say: Say) -> dict:
     method = loaded.recipe.method
     method = method.model_copy(update={"dropout": 0.0}) if hasattr(method, "dropout") else method
     model = methods.attach(model_of(base, torch.float32), method, base.ref)
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.requires_grad and not p.any():  # born zero: nothing would pass through it
             torch.nn.init.normal_(p, std=0.02)
     reason = fast.why_not(model, loaded.recipe.data.max_tokens)

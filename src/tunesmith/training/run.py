@@ -165,7 +165,8 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
         say(f"chose engine=plain ({reason})")
         return "plain", plain.forward_loss
     without = fast.accelerate(model)
-    say("chose engine=fast (packed rows, fused LoRA, chunked loss, "
+    fused = "fused LoRA, " if recipe.method.type in ("lora", "qlora") and not getattr(recipe.method, "dora", False) else ""
+    say(f"chose engine=fast (packed rows, {fused}chunked loss, "
         + (f"no kernels in C: {without})" if without else "kernels in C)"))
     return "fast", fast.forward_loss
 
@@ -224,10 +225,10 @@ def _flat(value, prefix: str = "") -> dict[str, str]:
 def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> dict:
     import torch
 
+    from tunesmith import methods
     from tunesmith.data.pack import plan_steps
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith import methods
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
     from tunesmith.training.health import check_trained
@@ -236,7 +237,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     _same_arithmetic(state, say)
     tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
     torch.manual_seed(recipe.train.seed)
-    model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref, base.digest)
+    model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref,
+                           base.digest)
     engine, forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
     pack = recipe.train.tokens_per_pack or recipe.train.tokens_per_step
