@@ -128,9 +128,8 @@ def test_saved_and_loaded_it_answers_bit_for_bit(named, attached, decoder, saved
     assert methods._module_of(again) is methods.of(METHODS[named])
 
 
+@pytest.mark.parametrize("named", sorted(METHODS.keys() - NOT_PEFT))
 def test_plain_peft_loads_it_with_the_same_answers(named, decoder, saved):
-    if named in NOT_PEFT:
-        pytest.skip("PEFT knows no such method")
     folder = saved(named)
     ours, base = methods.load(decoder(), folder), decoder()
     if named.startswith("qlora"):
@@ -205,23 +204,25 @@ def test_switched_off_it_is_the_base_and_on_again_itself(named, attached, decode
     assert torch.equal(logits(model), on)
 
 
+@pytest.mark.parametrize("named", sorted(UNMERGED))
+def test_what_has_no_merged_form_says_so(named, attached):
+    with pytest.raises(AdapterError, match="cannot be merged") as caught:
+        methods.merge(attached(named))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("named", sorted(METHODS.keys() - UNMERGED))
 def test_merged_it_answers_the_same_without_an_adapter(named, attached, decoder):
     model = attached(named)
     want = logits(model)
-    if named in UNMERGED:
-        with pytest.raises(AdapterError, match="cannot be merged") as caught:
-            methods.merge(model)
-        assert caught.value.fix
-        return
     merged = methods.merge(model)
     assert type(merged) is type(decoder()) and not [n for n, _ in merged.named_modules() if "lora" in n or "ia3" in n]
     torch.testing.assert_close(logits(merged), want, rtol=1e-3, atol=1e-3)
     assert (logits(merged) - logits(decoder())).abs().max() > 0.05  # and the base would not pass for it
 
 
+@pytest.mark.parametrize("named", sorted(METHODS.keys() - UNMERGED))
 def test_merged_checkpoint_loads_without_us(named, attached, tmp_path):
-    if named in UNMERGED:
-        pytest.skip("has no merged form")
     merged = methods.merge(attached(named))
     merged.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)), logits(merged))
@@ -277,9 +278,8 @@ def test_an_adapter_that_changes_nothing_is_told_from_one_that_does(named, attac
     assert methods.unmoved(moved(model)) is None
 
 
+@pytest.mark.parametrize("named", sorted(METHODS.keys() - {"full"}))
 def test_training_leaves_the_base_as_it_is(named, attached, tmp_path):
-    if named == "full":
-        pytest.skip("it trains the base")
     t = training(attached(named, fresh=True).train(), tmp_path, named)
     before = {n: p.detach().clone() for n, p in t.model.named_parameters() if not p.requires_grad}
     buffers = {n: b.clone() for n, b in t.model.named_buffers()}

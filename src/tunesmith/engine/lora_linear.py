@@ -57,6 +57,8 @@ def fused_forward(layer: nn.Module):
         if layer.disable_adapters or layer.merged or kwargs or len(active) != 1:
             return peft_forward(x, *args, **kwargs)
         name = active[0]
+        if name in layer.lora_variant or layer.lora_bias.get(name):  # loaded beside a plain one after this was made
+            return peft_forward(x, *args, **kwargs)
         return LoraLinearFunction.apply(x, getattr(base, "packed", None) or base.weight, base.bias, layer.lora_A[name].weight,
                                         layer.lora_B[name].weight, layer.scaling[name])
 

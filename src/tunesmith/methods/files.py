@@ -117,8 +117,16 @@ def load_peft(model: PreTrainedModel | PeftModel, directory: Path, *, name: str,
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    read_config(directory)
+    from tunesmith.methods.adapted import alone
+
+    peft_type = read_config(directory)["peft_type"]
     beside = isinstance(model, PeftModel)
+    if not beside:
+        alone(model, directory)
+    elif any(c.peft_type.value != peft_type for c in model.peft_config.values()):
+        raise AdapterError(f"{peft_type} does not go beside another kind of adapter", where=str(directory),
+                           why=f"the base carries {', '.join(sorted({c.peft_type.value for c in model.peft_config.values()}))}",
+                           fix="load it on a base of its own")
     try:
         with fitting(directory):
             with safe_open(directory / WEIGHTS_FILE, framework="pt") as f:
