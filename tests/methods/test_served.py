@@ -11,9 +11,9 @@ import threading
 import pytest
 import torch
 from peft import PeftModel
-
 from tests.methods import reference
 from tests.methods.reference import METHODS, NOT_PEFT, moved
+
 from tunesmith import methods
 from tunesmith.errors import AdapterError
 from tunesmith.models.base import resolve

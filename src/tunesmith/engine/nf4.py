@@ -69,7 +69,7 @@ class Packed:
         scales = blocks.abs().amax(1)
         levels = torch.tensor(LEVELS, device=flat.device)
         level = _nearest((blocks * (1.0 / scales.clamp(min=1e-38))[:, None]), levels).flatten()[: flat.numel()]
-        level = torch.cat([level, level.new_zeros(-level.numel() % 2)])
+        level = torch.cat([level, level.new_full((-level.numel() % 2,), LEVELS.index(0.0))])
         code = (level[::2] << 4) | level[1::2]
         if not double:
             return cls(code, scales, tuple(weight.shape), block)

@@ -115,6 +115,13 @@ def unmoved(model) -> str | None:
     return _module_of(model).unmoved(model)
 
 
+def saved_config(method: Section, base_ref: str) -> dict:
+    """adapter_config.json as it will be saved, names of layers aside: for who wants to know who can load it."""
+    made = of(method).config(method, base_ref)
+    made = made if isinstance(made, dict) else made.to_dict()
+    return _module("pissa").saved_config(made) if getattr(method, "init", None) == "pissa" else made
+
+
 def learning_rate_ratios(method: Section) -> dict[str, float]:
     """{part of a parameter's name: its learning rate over train.learning_rate}; empty: all the same."""
     find = getattr(of(method), "learning_rate_ratios", None)

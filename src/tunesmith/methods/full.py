@@ -88,9 +88,10 @@ def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trai
     with files.fitting(directory):
         files.same_tensors(tensors, own)
     _replace(base, {n: nn.Parameter(t.to(own[n].device, torch.float32), requires_grad=trainable) for n, t in tensors.items()})
-    for buffer in base.buffers():
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.float()
+    for module in base.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.float()
     own = {n: nn.Parameter(p.detach().float(), requires_grad=False) for n, p in own.items()}
     made = Whole(base, settings, None if trainable else own)
     if trainable:

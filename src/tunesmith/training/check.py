@@ -37,6 +37,7 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
         problems += _template_problems(loaded, base, dataset)
         result["estimate"], result["targets"], result["serving"] = estimate(loaded, base, dataset)
         problems += _memory_problems(result["estimate"]) + _serving_problems(result["serving"]["vllm"])
+        problems += _method_problems(loaded, base, dataset)
     except TunesmithError as error:
         problems += error.problems or [Problem(code=type(error).__name__, message=error.what, where=error.where,
                                                fix=error.fix or error.why)]
@@ -91,8 +92,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
         "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps), "tokens": sum(packs),
         "matched_layers": len(needs.parts), "dtype": str(choice.dtype).removeprefix("torch."),
     }
-    made = methods.of(recipe.method).config(recipe.method, base.ref)
-    return found, report.by_module(needs.parts), {"vllm": report.vllm(made if isinstance(made, dict) else made.to_dict())}
+    return found, report.by_module(needs.parts), {"vllm": report.vllm(methods.saved_config(recipe.method, base.ref))}
 
 
 def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:
@@ -130,6 +130,28 @@ def _serving_problems(vllm: dict) -> list[Problem]:
         return []
     return [Problem(code="vllm_refuses", severity="warning", message=f"vLLM will not load this adapter: {why}",
                     fix="change the method, or serve it merged") for why in vllm["refused"]]
+
+
+def _method_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Problem]:
+    """A learning rate of another method, and virtual tokens that rows have no room for."""
+    import json
+
+    from tunesmith.methods import of
+
+    method, rate = loaded.recipe.method, loaded.recipe.train.learning_rate
+    low, high = of(method).USUAL_RATES
+    problems = []
+    if not low <= rate <= high:
+        problems.append(Problem(code="learning_rate", severity="warning",
+                                message=f"train.learning_rate {rate:g} is unusual for method.type {method.type}",
+                                fix=f"{low:g} to {high:g} is usual"))
+    room = json.loads((base.path / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    longest = max(dataset.tokens(TRAIN).lengths) + getattr(method, "tokens", 0)
+    if room and longest > room:
+        problems.append(Problem(code="context", severity="warning",
+                                message=f"the longest row and its virtual tokens are {longest} tokens: the base takes {room}",
+                                fix="lower data.max_tokens or method.tokens"))
+    return problems
 
 
 def _memory_problems(estimate: dict) -> list[Problem]:

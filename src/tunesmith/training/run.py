@@ -177,8 +177,10 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     from tunesmith import methods
     from tunesmith.engine.precision import choose
 
-    choice = choose(methods.wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype))
-    say(choice.because)
+    wanted = methods.wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype)
+    choice = choose(wanted)
+    say(choice.because if wanted == loaded.recipe.train.dtype else
+        choice.because.replace("the recipe says so", f"{loaded.recipe.method.type} trains weights of the base itself"))
     run_id = new_run_id(loaded.recipe.name)
     path = home() / "runs" / run_id
     with publish_directory(path) as staging:
@@ -364,8 +366,8 @@ def _track_adapter(tracker, run: Run, loaded: Loaded) -> None:
     state = run.state
     numbers = {k: state[k] for k in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes") if state[k]}
     tracker.metrics(state["steps"], {f"final_{k}": float(v) for k, v in numbers.items()})
-    model = tracker.adapter(loaded.recipe.name, run.adapter, params={**describe(loaded.recipe.method),
-                                                                    "base": state["base"]["ref"]},
+    facts = {k: v for k, v in describe(loaded.recipe.method).items() if v is not None}
+    model = tracker.adapter(loaded.recipe.name, run.adapter, params=facts | {"base": state["base"]["ref"]},
                             tags={"tunesmith.run_id": state["run_id"], "tunesmith.adapter": state["adapter_digest"]},
                             metrics={k: float(v) for k, v in numbers.items()})
     tracker.finish("FINISHED")
