@@ -5,12 +5,15 @@ pytest tests/engine/test_loss.py
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tunesmith.engine import loss as room
 from tunesmith.engine.loss import IGNORE, chunked_loss, labelled_positions
+from tunesmith.engine.native import build
 
 TOKENS, HIDDEN, VOCABULARY = 50, 12, 31  # 30 of them labelled
 
@@ -42,6 +45,22 @@ def test_loss_hits_and_gradient_equal_cross_entropy_for_any_chunk(problem, monke
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
     assert hits.item() == (logits_TV.argmax(-1) == labels_T).sum().item()
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
+def test_a_head_that_is_trained_gets_its_gradient(problem, monkeypatch, chunk, bias, kernels):
+    hidden_TD, labels_T = problem
+    monkeypatch.setattr(room, "CHUNK_TOKENS", chunk)
+    ours, theirs = head(bias).requires_grad_(True), head(bias).requires_grad_(True)
+    (3.0 * F.cross_entropy(theirs(hidden_TD), labels_T, ignore_index=IGNORE, reduction="sum")).backward()
+    build.start()
+    with build.used() if kernels else nullcontext():
+        (3.0 * chunked_loss(hidden_TD.detach(), ours, labels_T)[0]).backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-5)
+    if bias:
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pack_without_labels_costs_nothing_and_pulls_nowhere(problem):

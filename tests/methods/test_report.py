@@ -23,7 +23,7 @@ def base():
 
 def test_table_names_every_adapted_layer_once_and_its_parameters_are_pefts(base):
     method = Method(rank=5)
-    table = report.by_module(lora.targets(base, method), method.rank)
+    table = report.by_module(lora.estimate(base, method).parts)
     assert [t["module"] for t in table] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert {t["layers"] for t in table} == {3}
     assert next(t for t in table if t["module"] == "k_proj") == {"module": "k_proj", "layers": 3, "inputs": 32, "outputs": 16,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.load import load, parse
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import METHODS, Recipe
 
 GOOD = "name: a\nbase: b\ndata: {train: x.jsonl}\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -67,7 +67,16 @@ def test_directory_and_byte_order_mark_are_fine_and_paths_are_relative_to_the_re
     ("train: {epochs: 0}", "train.epochs: Input should be greater than or equal to 1 (got 0)", None),
     ("train: {learning_rate: .inf}", "train.learning_rate: Input should be a finite number (got inf)", None),
     ("gates: {target: {min_gain: .nan}}", "gates.target.min_gain: Input should be a finite number (got nan)", None),
-    ("method: {type: qlora}", "method.type: Input should be 'lora' (got 'qlora')", None),
+    ("method: {type: qlroa}", "method.type: Input should be 'lora', 'qlora', 'full', 'prompt', 'prefix', 'ia3', 'bottleneck' "
+     "(got 'qlroa')", "did you mean 'qlora'?"),
+    ("method: {type: [1]}", "method.type: Input should be 'lora', 'qlora', 'full', 'prompt', 'prefix', 'ia3', 'bottleneck' "
+     "(got [1])", None),
+    ("method: {type: prompt, rank: 8}", "method.rank: no such key", "known keys here: type, tokens, init, init_text"),
+    ("method: {type: qlora, double_quand: true}", "method.double_quand: no such key", "did you mean 'double_quant'?"),
+    ("method: {rnk: 8}", "method.rnk: no such key", "did you mean 'rank'?"),
+    ("method: {type: full}\ntrain: {dtype: float32, epoch: 1}", "train.epoch: no such key", "did you mean 'epochs'?"),
+    ("method: fast", "method: Input should be a valid dictionary or instance of Lora (got 'fast')", None),
+    ("method: {type: bottleneck, after: [mlp, mlp]}", "method.after: names a place twice: keep one (got a list)", None),
     ("method: {targets: 5}", "method.targets: Input should be 'all-linear' or a valid list (got 5)", None),
     ("train: fast", "train: Input should be a valid dictionary or instance of Train (got 'fast')", None),
     ("eval: {baselines: [few_shot]}",
@@ -78,7 +87,24 @@ def test_directory_and_byte_order_mark_are_fine_and_paths_are_relative_to_the_re
 def test_mistake_is_named_with_its_line_and_a_way_out(lines, message, fix):
     (line, found, way_out), = mistakes(GOOD + "# a comment\n" + lines + "\n")
     assert (found, way_out) == (message, fix)
-    assert line == ("1" if lines == "5: x" else "5")
+    assert line == ("1" if lines == "5: x" else str(5 + lines.count("\n")))
+
+
+@pytest.mark.parametrize("method", ["{type: full}", "{modules_to_save: [norm]}", "{type: qlora, modules_to_save: [norm]}"])
+def test_weights_that_are_trained_whole_are_not_trained_in_bfloat16(method):
+    (line, message, _), = mistakes(GOOD + f"method: {method}\ntrain:\n  dtype: bfloat16\n")
+    assert (line, message.split(":")[0]) == ("6", "train.dtype")
+    assert parse(GOOD + f"method: {method}\ntrain:\n  dtype: auto\n").train.dtype == "auto"
+
+
+@pytest.mark.parametrize("kind", [m.model_fields["type"].default for m in METHODS])
+def test_every_method_round_trips_and_has_only_its_own_keys(kind):
+    recipe = parse(GOOD + f"method: {{type: {kind}}}\n")
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe and recipe.method.type == kind
+    others = {name for m in METHODS for name in m.model_fields} - set(type(recipe.method).model_fields)
+    for name in sorted(others):
+        (_, message, _), = mistakes(GOOD + f"method: {{type: {kind}, {name}: 1}}\n")
+        assert message == f"method.{name}: no such key"
 
 
 @pytest.mark.parametrize("data, what", [

@@ -128,8 +128,7 @@ def test_logits_equal_plain_peft(engine_of, names, base_name, prompts, reference
         for prompt in prompts:
             ids = torch.tensor([prompt])
             with torch.inference_mode():
-                with engine._using(engine.find(name).adapter):
-                    served = engine._model(input_ids=ids).logits
+                served = engine._answering(engine.find(name).adapter)(input_ids=ids).logits
                 alone = reference(key(name, base_name))(input_ids=ids).logits
             torch.testing.assert_close(served, alone, rtol=1e-4, atol=1e-4)
 

@@ -55,7 +55,7 @@ class Answer:
 
 def prompts_of_chat(engine: Engine, served: Served, body: ChatRequest, limit: int | None) -> list[Prompt]:
     ids = generation_prompt(served.tokenizer, [m.as_message() for m in body.messages])
-    return _copies(engine, [ids], body, limit, "messages")
+    return _copies(served, [ids], body, limit, "messages")
 
 
 def prompts_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> list[Prompt]:
@@ -65,18 +65,18 @@ def prompts_of_completion(engine: Engine, served: Served, body: CompletionReques
     vocabulary = len(served.tokenizer)
     if any(p and (min(p) < 0 or max(p) >= vocabulary) for p in ids):
         raise BadParameter("prompt has token ids outside the vocabulary", "prompt")
-    return _copies(engine, ids, body, body.max_tokens, "prompt")
+    return _copies(served, ids, body, body.max_tokens, "prompt")
 
 
-def _copies(engine: Engine, prompts: list[list[int]], body: Sampling, limit: int | None, param: str) -> list[Prompt]:
+def _copies(served: Served, prompts: list[list[int]], body: Sampling, limit: int | None, param: str) -> list[Prompt]:
     """`n` prompts each. Raises BadParameter for one that does not fit with what was asked for."""
     out = []
     for ids in prompts:
         if not ids:
             raise BadParameter(f"{param} is empty", param)
-        room = engine.context_tokens - len(ids)
+        room = served.context_tokens - len(ids)
         if room < (limit or 1):
-            raise BadParameter(f"This model's maximum context length is {engine.context_tokens} tokens. However, you "
+            raise BadParameter(f"This model's maximum context length is {served.context_tokens} tokens. However, you "
                                f"requested {len(ids) + (limit or 1)} tokens ({len(ids)} in the prompt).", param,
                                "context_length_exceeded")
         count = limit or min(room, DEFAULT_MAX_TOKENS)

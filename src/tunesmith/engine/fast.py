@@ -14,6 +14,7 @@ from tunesmith.engine.lora_linear import fused_forward
 from tunesmith.engine.loss import GRAIN, IGNORE, chunked_loss, labelled_positions
 from tunesmith.engine.native import build
 from tunesmith.engine.native.replace import replace
+from tunesmith.engine.nf4 import Nf4Linear
 from tunesmith.engine.packing import layout
 
 KNOWN_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
@@ -34,9 +35,13 @@ def why_not(model, max_tokens: int) -> str | None:
     for rope in _ropes(config):
         if reason := _depends_on_other_rows(rope, config, max_tokens):
             return reason
+    if reason := getattr(model, "needs_plain", None):
+        return reason
     for name, layer in _lora_layers(model):
-        if not _is_plain(layer):
+        if not (_is_plain(layer) or _is_dora(layer)):
             return f"{name} has dropout, a bias or a LoRA variant"
+    if whole := next((n for n, m in model.named_modules() if isinstance(m, _copies())), None):
+        return f"{whole} is trained as a whole copy (modules_to_save)"
     return None
 
 
@@ -114,8 +119,22 @@ def _hidden(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tenso
 
 
 def _is_plain(layer) -> bool:
-    dropout = any(getattr(d, "p", 0.0) for d in layer.lora_dropout.values())
-    return type(layer.base_layer) is torch.nn.Linear and not (dropout or layer.lora_variant or any(layer.lora_bias.values()))
+    return type(layer.base_layer) in (torch.nn.Linear, Nf4Linear) and not (_varies(layer) or layer.lora_variant)
+
+
+def _is_dora(layer) -> bool:
+    """PEFT's own forward, which sees a token at a time: packed rows stay apart in it, only nothing is fused."""
+    return not _varies(layer) and all(layer.use_dora.get(name) for name in layer.lora_variant)
+
+
+def _varies(layer) -> bool:
+    return any(getattr(d, "p", 0.0) for d in layer.lora_dropout.values()) or any(layer.lora_bias.values())
+
+
+def _copies() -> type:
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return AuxiliaryTrainingWrapper
 
 
 def _lora_layers(model):

@@ -2,8 +2,8 @@
 
 Shapes: N = labelled tokens, D = hidden size, V = vocabulary, C = tokens in a chunk.
 The full logits of a pack (T x V floats) are never made: with 49,152 words and 2,048 tokens they would be 400 MB,
-twice. The head is frozen, so its gradient is not needed and the gradient of the hidden states can be computed
-chunk by chunk in the forward pass, while the chunk's logits are at hand.
+twice. The gradient of the hidden states is computed chunk by chunk in the forward pass, while the chunk's logits are at
+hand, and with it that of the head, where the head is trained (full fine-tuning).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N):
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         hits = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
-        needs_grad = ctx.needs_input_grad[0]
+        needs_grad = any(ctx.needs_input_grad)
+        grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        grad_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
         for begin in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
             part = slice(begin, begin + CHUNK_TOKENS)
@@ -43,6 +45,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 hits += hits_C.sum()
                 if needs_grad:
                     torch.mm(logits_CV, weight_VD, out=grad_ND[part])
+                    _add_head(grad_VD, grad_V, logits_CV, hidden_ND[part])
                 continue
             logits_CV = logits_CV.float()
             if bias_V is not None:
@@ -56,15 +59,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 p_CV = logp_CV.exp_()
                 p_CV[torch.arange(labels_C.shape[0], device=p_CV.device), words_C] -= 1.0
                 p_CV[~real_C] = 0.0
-                grad_ND[part] = p_CV.to(weight_VD.dtype) @ weight_VD
-        ctx.grad_ND = grad_ND
+                p_CV = p_CV.to(weight_VD.dtype)
+                grad_ND[part] = p_CV @ weight_VD
+                _add_head(grad_VD, grad_V, p_CV, hidden_ND[part])
+        ctx.grads = grad_ND, grad_VD, grad_V
         ctx.mark_non_differentiable(hits)
         return total, hits
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total, _grad_hits):
-        return ctx.grad_ND * grad_total.to(ctx.grad_ND.dtype), None, None, None
+        return (*(g if g is None else g * grad_total.to(g.dtype) for g in ctx.grads), None)
+
+
+def _add_head(grad_VD: torch.Tensor | None, grad_V: torch.Tensor | None, p_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+    """The part of the head's gradient that comes from one chunk."""
+    if grad_VD is not None:
+        grad_VD.addmm_(p_CV.T, hidden_CD)
+    if grad_V is not None:
+        grad_V.add_(p_CV.sum(0))
 
 
 def labelled_positions(labels_T: torch.Tensor) -> torch.Tensor:

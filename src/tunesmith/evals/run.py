@@ -34,9 +34,9 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     """
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine.fast import fuse
     from tunesmith.engine.memory import keep_pages
-    from tunesmith.methods import lora
     from tunesmith.models.load import model_of
     from tunesmith.template.fingerprint import fingerprint
 
@@ -48,7 +48,7 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     torch.set_num_threads(state["threads"])
     keep_pages()
     tokenizer = tokenizer_for(base, loaded)
-    model = lora.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
+    model = methods.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
     fuse(model)
     shots = _shots(dataset, recipe)
     sets = {}
@@ -170,7 +170,9 @@ def _with_shots(row: Row, shots: list[Row]) -> list[dict]:
 
 
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:
-    return {"method": recipe.method.type, "rank": recipe.method.rank,
+    from tunesmith.methods import describe
+
+    return {**describe(recipe.method),
             "trainable_parameters": run.state["trainable_parameters"],
             "bytes": sum(p.stat().st_size for p in run.adapter.iterdir()), "digest": sha256_json(sha256_tree(run.adapter))}
 

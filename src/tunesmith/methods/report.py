@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from torch import nn
 
-    from tunesmith.methods.lora import Target
+    from tunesmith.methods.targets import Part
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be (0.33); an adapter needs one that is not below its own rank."""
+OF_ADAPTER = re.compile(r"\.(lora_\w+|ia3_l|modules_to_save|down|up)\b.*|\.(weight|bias)$")
+"""The end of a parameter's name, which says what it is in its adapter."""
 
 
-def by_module(matched: list[Target], rank: int) -> list[dict]:
-    """`{module, layers, inputs, outputs, parameters}` of the adapted layers of one name and shape, in the model's order."""
-    groups: dict[tuple[str, int, int], int] = defaultdict(int)
-    for target in matched:
-        groups[target.name.rsplit(".", 1)[-1], target.inputs, target.outputs] += 1
-    return [{"module": module, "layers": count, "inputs": inputs, "outputs": outputs,
-             "parameters": count * rank * (inputs + outputs)} for (module, inputs, outputs), count in groups.items()]
+def by_module(parts: list[Part]) -> list[dict]:
+    """`{module, layers, inputs, outputs, parameters}` of what has one name, shape and size, in the model's order."""
+    groups: dict[tuple[str, int, int, int], int] = defaultdict(int)
+    for part in parts:
+        groups[part.module.rsplit(".", 1)[-1], part.inputs, part.outputs, part.parameters] += 1
+    return [{"module": module, "layers": count, "inputs": inputs, "outputs": outputs, "parameters": count * each}
+            for (module, inputs, outputs, each), count in groups.items()]
 
 
-def gradient_shares(model: PeftModel) -> dict[str, float]:
+def gradient_shares(model: nn.Module) -> dict[str, float]:
     """Each module's share of the squared norm of the gradient at hand, by the last part of its name; all of them sum to 1.
 
     A module whose share is next to nothing learns next to nothing.
@@ -31,7 +34,7 @@ def gradient_shares(model: PeftModel) -> dict[str, float]:
     squares: dict[str, float] = defaultdict(float)
     for name, p in model.named_parameters():
         if p.requires_grad and p.grad is not None:
-            squares[name.split(".lora_")[0].rsplit(".", 1)[-1]] += p.grad.float().square().sum().item()
+            squares[OF_ADAPTER.sub("", name).rsplit(".", 1)[-1]] += p.grad.float().square().sum().item()
     total = sum(squares.values())
     return {module: square / total if total else 0.0 for module, square in squares.items()}
 
@@ -41,9 +44,13 @@ def vllm(config: dict) -> dict:
 
     The same questions as vLLM's own loader asks (vllm/lora/peft_helper.py, 0.33).
     """
+    kind = config.get("peft_type")
+    kind = getattr(kind, "value", kind)
+    if kind != "LORA":
+        how = {"FULL": "it is a whole model: serve the merged checkpoint", "IA3": "merge it first, which is exact",
+               "BOTTLENECK": "no merged form exists: serve it here"}.get(kind, "serve it here")
+        return {"loads": False, "max_lora_rank": None, "refused": [f"it is of type {kind}, vLLM knows LORA; {how}"]}
     refused = []
-    if config.get("peft_type") != "LORA":
-        refused.append(f"it is of type {config.get('peft_type')}: vLLM knows LORA")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         refused.append("it trains biases")
     if config.get("use_dora"):

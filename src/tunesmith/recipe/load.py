@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,8 +110,6 @@ def yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], li
 
 def _yaml_loader() -> type:
     """YAML 1.1 reads `2e-4` as text and `2026-01-31` as a date. Everybody means the number and the text."""
-    import re
-
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -130,8 +129,14 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
         known = known[:-1]
     place = f"{where}:{lines.get(known, 1)}"
     name = dotted(path) or "recipe"
+    if error["type"] == "unknown_type":  # of a section that is one of several
+        given = error["input"].get("type") if isinstance(error["input"], dict) else error["input"]
+        near = difflib.get_close_matches(str(given), re.findall(r"'(\w+)'", error["msg"]), n=1, cutoff=0.5)
+        return Problem(code="bad_value", where=f"{where}:{lines.get((*path, 'type'), lines.get(known, 1))}",
+                       message=f"{name}.type: {error['msg']} (got {given!r})",
+                       fix=f"did you mean {near[0]!r}?" if near else None)
     if error["type"] == "extra_forbidden":
-        siblings = fields_at(path[:-1])
+        siblings = fields_at(path[:-1], error["loc"])
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(siblings)}"
         return Problem(code="unknown_key", where=place, message=f"{name}: no such key", fix=fix)
@@ -162,11 +167,12 @@ def _merge_alternatives(problems: list[Problem]) -> list[Problem]:
 
 def _is_union_tag(part: str) -> bool:
     """pydantic puts the member of a union it tried into the location; users never wrote that."""
-    return part.startswith(("literal[", "list[", "dict[", "constrained-", "function-", "nullable")) or part in (
+    return part.startswith(("literal[", "list[", "dict[", "method[", "constrained-", "function-", "nullable")) or part in (
         "str", "int", "float", "bool", "none")
 
 
-def fields_at(path: tuple) -> list[str]:
+def fields_at(path: tuple, tags: tuple = ()) -> list[str]:
+    """Keys that the section at a path may have. `tags` says which member of a union it is: `method[qlora]`."""
     def inside(annotation) -> typing.Iterator[type]:
         yield annotation
         for argument in typing.get_args(annotation):
@@ -177,7 +183,9 @@ def fields_at(path: tuple) -> list[str]:
         if isinstance(part, int):
             continue  # an entry of a list has the fields of the list's type
         annotation = model.model_fields[part].annotation if model and part in model.model_fields else None
-        model = next((a for a in inside(annotation) if isinstance(a, type) and issubclass(a, Section)), None)
+        sections = [a for a in inside(annotation) if isinstance(a, type) and issubclass(a, Section)]
+        named = [s for s in sections if "type" in s.model_fields and f"{part}[{s.model_fields['type'].default}]" in tags]
+        model = next(iter(named or sections), None)
     return list(model.model_fields) if model else []
 
 

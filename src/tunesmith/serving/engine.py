@@ -2,14 +2,18 @@
 
 A worker thread owns the model. It takes the oldest request, adds the waiting ones for the same adapter, and
 generates them as one batch, token by token; each token goes to its request's callback at once.
+
+Adapters of one kind that PEFT can hold beside each other (LoRA; QLoRA; IA3) share a tree of modules. Every other one,
+virtual tokens, bottlenecks or whole weights, has a tree of its own. All trees share the base's weights, so a tree costs
+nothing but what is new in it: an adapter, 4-bit copies of the layers (QLoRA), or a second model (full).
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from tunesmith.template.fingerprint import PROBES, fingerprint
 from tunesmith.template.render import generation_prompt, stop_ids
 
 MAX_BATCH = 16
+BESIDE = ("lora", "ia3")
+"""Methods of which several adapters go on one tree of modules; QLoRA's too, where the base is quantised in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Served:
     created: int
     root: str
     """Where it comes from: the base's reference or the adapter's directory."""
+    context_tokens: int
+    """Of a prompt and its answer together; virtual tokens are taken off."""
 
 
 @dataclass(eq=False)
@@ -68,8 +76,13 @@ class Engine:
         keep_pages()
         self.base = base
         self._model = model_of(base, getattr(torch, dtype), device)
-        self.context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
-        self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref)}
+        self._trees: dict[str, Any] = {}
+        """What carries adapters, by kind; a kind that stands alone has the adapter's name behind it."""
+        self._carriers: dict[str, Any] = {}
+        """The tree of each adapter."""
+        self._context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
+        self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref,
+                                        self._context_tokens)}
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._news = threading.Condition()
@@ -84,20 +97,27 @@ class Engine:
             TemplateError: the tokenizer would prompt it otherwise than it was trained.
             AdapterError: it does not fit the base, or changes nothing.
         """
+        from tunesmith import methods
         from tunesmith.engine.fast import fuse
-        from tunesmith.methods import lora
 
         if fingerprint(tokenizer) != template_fingerprint:
             raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
                                 why=f"fingerprint {fingerprint(tokenizer)}, the release's is {template_fingerprint}",
                                 fix="restore the release's tokenizer directory")
-        inside = f"a{sum(1 for s in self.served.values() if s.adapter)}"
-        self._model = lora.load(self._model, adapter_dir, name=inside)
-        fuse(self._model)
+        inside = f"a{len(self._carriers)}"
+        tree = kind = methods.kind(adapter_dir)
+        if kind == "qlora":
+            tree = f"qlora {(adapter_dir / methods.QUANTISATION_FILE).read_text(encoding='utf-8')}"
+        elif kind not in BESIDE:
+            tree = f"{kind} {inside}"
+        made = methods.load(self._trees[tree] if tree in self._trees else _twin(self._model), adapter_dir, name=inside)
+        made.eval()
+        fuse(made)
+        self._carriers[inside] = self._trees[tree] = made
         self._probe(inside, tokenizer, adapter_dir)
-        stops = frozenset(stop_ids(tokenizer))
+        stops, room = frozenset(stop_ids(tokenizer)), self._context_tokens - getattr(made, "virtual_tokens", 0)
         for name in names:
-            self.served[name] = Served(name, inside, tokenizer, stops, created, str(adapter_dir))
+            self.served[name] = Served(name, inside, tokenizer, stops, created, str(adapter_dir), room)
 
     def find(self, name: str) -> Served:
         """Raises NotFoundError for a name that is not served; never falls back to the base."""
@@ -142,15 +162,15 @@ class Engine:
             _call(job, job.on_error, _closed())
 
     def _generate(self, batch: list[Job]) -> None:
-        with self._using(batch[0].adapter):
-            stops = set().union(*(j.stop_ids for j in batch))
-            for token in generate(self._model, [j.request for j in batch], stops, lambda row: batch[row].cancelled):
-                if self._closing:
-                    raise _closed()
-                job = batch[token.row]
-                if token.finish:
-                    self._running.remove(job)
-                _call(job, job.on_token, token)
+        stops = set().union(*(j.stop_ids for j in batch))
+        model = self._answering(batch[0].adapter)
+        for token in generate(model, [j.request for j in batch], stops, lambda row: batch[row].cancelled):
+            if self._closing:
+                raise _closed()
+            job = batch[token.row]
+            if token.finish:
+                self._running.remove(job)
+            _call(job, job.on_token, token)
 
     def _next_batch(self) -> list[Job]:
         """The oldest request and its companions; empty when closing."""
@@ -165,11 +185,14 @@ class Engine:
             self._running = list(batch)
             return batch
 
-    def _using(self, adapter: str | None):
-        if adapter is not None:
-            self._model.set_adapter(adapter)
-            return nullcontext()
-        return self._model.disable_adapter() if hasattr(self._model, "disable_adapter") else nullcontext()
+    def _answering(self, adapter: str | None):
+        """The model that answers as this adapter, or as the base."""
+        if adapter is None:
+            return self._model
+        model = self._carriers[adapter]
+        if adapter in model.peft_config:  # on a tree of its own there is nothing to choose
+            model.set_adapter(adapter)
+        return model
 
     def _probe(self, adapter: str, tokenizer, adapter_dir: Path) -> None:
         """An adapter that is loaded and answers like the base is the quietest of all failures."""
@@ -178,12 +201,18 @@ class Engine:
         ids = torch.tensor([generation_prompt(tokenizer, PROBES["one_turn"][0][:1])], device=self._model.device)
         logits = []
         for name in (None, adapter):
-            with torch.inference_mode(), self._using(name):
-                logits.append(self._model(input_ids=ids, use_cache=False).logits[:, -1])
-        if torch.equal(*logits):
+            with torch.inference_mode():
+                logits.append(self._answering(name)(input_ids=ids, use_cache=False).logits[:, -1])
+        if torch.equal(logits[0].float(), logits[1].float()):
             raise AdapterError("the adapter changes nothing", where=str(adapter_dir),
                                why="a probe question has the same logits with it and without it",
                                fix="train it again; its weights may never have been saved")
+
+
+def _twin(model):
+    """Another tree of modules over the same weights: adapting one leaves the other as it is."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def _call(job: Job, callback: Callable, value) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
         problems += _template_problems(loaded, base, dataset)
         result["estimate"], result["targets"], result["serving"] = estimate(loaded, base, dataset)
         problems += _memory_problems(result["estimate"]) + _serving_problems(result["serving"]["vllm"])
+        problems += _method_problems(loaded, base, dataset)
     except TunesmithError as error:
         problems += error.problems or [Problem(code=type(error).__name__, message=error.what, where=error.where,
                                                fix=error.fix or error.why)]
@@ -54,10 +56,11 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from tunesmith import methods
     from tunesmith.engine import estimate as arithmetic
     from tunesmith.engine.native import build
     from tunesmith.engine.precision import choose
-    from tunesmith.methods import lora, report
+    from tunesmith.methods import report
     from tunesmith.models.load import parameter_count, quiet_transformers
 
     recipe = loaded.recipe
@@ -68,25 +71,28 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model", where=str(base.path),
                              why=str(error).splitlines()[0]) from error
-    matched = lora.targets(model, recipe.method)
-    trainable = lora.trainable_parameters(matched, recipe.method.rank)
-    choice = choose(recipe.train.dtype)
+    needs = methods.of(recipe.method).estimate(model, recipe.method)
+    trainable = needs.trainable
+    choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
     kernels = choice.device == "cpu" and build.start() is None
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
+    # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
+    timed = dataclasses.replace(shape, trainable=shape.parameters // 3) if needs.weight_gradients else shape
     tokens = dataset.tokens(TRAIN)
     lengths = tokens.lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
-    packs = [sum(lengths[r] for r in pack) for step in steps for pack in step.packs]
+    packs = [sum(lengths[r] + needs.tokens_per_row for r in pack) for step in steps for pack in step.packs]
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     found = {
-        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels),
-        "seconds": round(arithmetic.seconds(shape, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
-        "trainable_parameters": trainable, "adapter_bytes": 4 * trainable, "steps": len(steps), "tokens": sum(packs),
-        "matched_layers": len(matched), "dtype": str(choice.dtype).removeprefix("torch."),
+        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels)
+        + needs.kept_bytes_per_token * max(packs)
+        + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight,
+        "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
+        "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps), "tokens": sum(packs),
+        "matched_layers": len(needs.parts), "dtype": str(choice.dtype).removeprefix("torch."),
     }
-    config = lora.config(recipe.method, base.ref).to_dict()
-    return found, report.by_module(matched, recipe.method.rank), {"vllm": report.vllm(config)}
+    return found, report.by_module(needs.parts), {"vllm": report.vllm(methods.saved_config(recipe.method, base.ref))}
 
 
 def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:
@@ -124,6 +130,28 @@ def _serving_problems(vllm: dict) -> list[Problem]:
         return []
     return [Problem(code="vllm_refuses", severity="warning", message=f"vLLM will not load this adapter: {why}",
                     fix="change the method, or serve it merged") for why in vllm["refused"]]
+
+
+def _method_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Problem]:
+    """A learning rate of another method, and virtual tokens that rows have no room for."""
+    import json
+
+    from tunesmith.methods import of
+
+    method, rate = loaded.recipe.method, loaded.recipe.train.learning_rate
+    low, high = of(method).USUAL_RATES
+    problems = []
+    if not low <= rate <= high:
+        problems.append(Problem(code="learning_rate", severity="warning",
+                                message=f"train.learning_rate {rate:g} is unusual for method.type {method.type}",
+                                fix=f"{low:g} to {high:g} is usual"))
+    room = json.loads((base.path / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    longest = max(dataset.tokens(TRAIN).lengths) + getattr(method, "tokens", 0)
+    if room and longest > room:
+        problems.append(Problem(code="context", severity="warning",
+                                message=f"the longest row and its virtual tokens are {longest} tokens: the base takes {room}",
+                                fix="lower data.max_tokens or method.tokens"))
+    return problems
 
 
 def _memory_problems(estimate: dict) -> list[Problem]:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunesmith import methods
 from tunesmith.errors import StoreError
-from tunesmith.methods import lora
+from tunesmith.methods import files
 from tunesmith.store.files import publish_directory, read_json, remove_directory, sha256_tree, write_json
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def save(run_dir: Path, step: int, model: PeftModel, optimizer, scheduler, state
     """
     path = run_dir / f"checkpoint-{step}"
     with publish_directory(path) as staging:
-        lora.save(model, staging)
+        methods.save(model, staging)
         _save(staging / "optimizer.pt", optimizer.state_dict())
         _save(staging / "scheduler.pt", scheduler.state_dict())
         _save(staging / "rng_state.pth", _rng_state())
@@ -62,7 +63,7 @@ def prune(run_dir: Path, step: int, keep: int) -> None:
 def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
     """Write `best-{step}`. The one before stays until a checkpoint is newer: a crash may go back to where it is the best."""
     with publish_directory(run_dir / f"best-{step}") as staging:
-        lora.save(model, staging)
+        methods.save(model, staging)
         write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
 
 
@@ -70,7 +71,7 @@ def save_best_again(run_dir: Path, step: int, adapter: Path) -> None:
     """Write `best-{step}` from the adapter of a finished run, whose own was forgotten, if it is not there."""
     if not (run_dir / f"best-{step}").is_dir():
         with publish_directory(run_dir / f"best-{step}") as staging:
-            for name in (lora.CONFIG_FILE, lora.WEIGHTS_FILE):
+            for name in (files.CONFIG_FILE, files.WEIGHTS_FILE):
                 shutil.copyfile(adapter / name, staging / name)
             write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
 
@@ -139,11 +140,8 @@ def restore(path: Path, model: PeftModel, optimizer, scheduler) -> dict:
     Raises:
         StoreError: a file cannot be read.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     try:
-        set_peft_model_state_dict(model, load_file(path / lora.WEIGHTS_FILE))
+        methods.restore(model, path)
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         scheduler.load_state_dict(torch.load(path / "scheduler.pt", weights_only=True))
         _set_rng_state(torch.load(path / "rng_state.pth", weights_only=True))

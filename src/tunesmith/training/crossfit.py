@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from tunesmith.data.pack import plan_steps
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.errors import DataError, TemplateError, TrainingError
+from tunesmith.methods import wanted_dtype
 from tunesmith.models.base import Base
 from tunesmith.objectives.sft import Sample, sample
 from tunesmith.recipe.load import Loaded
@@ -114,7 +115,7 @@ def crossfit(loaded: Loaded, base: Base, dataset: Dataset, tokenizer, folds: int
         f"{MOST_TOKENS:,} tokens)")
     ends = np.concatenate([[0], np.cumsum(tokens.trained_lengths())]).astype(np.int64)
     kept = _Kept(dataset.path / "crossfit" / _key(loaded, base, folds, budget), say)
-    scorer = _Scorer(loaded, base, budget, kept.arithmetic(loaded.recipe.train.dtype), say)
+    scorer = _Scorer(loaded, base, budget, kept.arithmetic(wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype)), say)
     samples = [sample(*tokens[i]) for i in range(len(rows))]
     measured = kept.or_made("base", lambda: {"losses": np.concatenate(scorer.measure([samples[i] for i in order], []))})
     by_base, fitted, wrong = _in_place(ends, order, measured["losses"]), np.zeros(int(ends[-1]), np.float32), []
@@ -240,10 +241,10 @@ class _Scorer:
         none."""
         import torch
 
+        from tunesmith import methods
         from tunesmith.engine import fast, plain
         from tunesmith.engine.memory import keep_pages
         from tunesmith.engine.precision import device
-        from tunesmith.methods import lora
         from tunesmith.models.load import model_of
         from tunesmith.training.run import prepare_engine
 
@@ -251,15 +252,17 @@ class _Scorer:
         keep_pages()
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(recipe.train.seed)
-        model = lora.attach(model_of(self.base, getattr(torch, self.dtype), device()), recipe.method, self.base.ref)
+        model = methods.attach(model_of(self.base, getattr(torch, self.dtype), device()), recipe.method, self.base.ref)
         name, forward_loss = prepare_engine(model, recipe, (lambda _line: None) if learned else self.say)
         if learned:
             self._train(model, forward_loss, learned)
-        model.eval()  # until it is trained, an adapter's B is zero and it is the base
+        model.eval()
+        untouched = not learned and recipe.method.type in ("prompt", "prefix")  # the others begin as the base
         engine = {"fast": fast, "plain": plain}[name]
         losses: dict[int, np.ndarray] = {}
         for pack in self._packs(asked):
-            found = engine.token_losses(model, [asked[n] for n in pack])
+            with model.disable_adapter() if untouched else nullcontext():
+                found = engine.token_losses(model, [asked[n] for n in pack])
             losses |= {n: values.cpu().numpy() for n, values in zip(pack, found, strict=True)}
         return [losses[n] for n in range(len(asked))]
 

@@ -210,12 +210,13 @@ def check_trained(steps: Sequence[Step], trained: Sequence[int], part: str) -> N
 
 
 def check_adapter(model, step: int) -> None:
-    """B starts at zero: an adapter whose every B still is changes nothing, whatever the loss said. Raises TrainingError."""
+    """An adapter that is as it began changes nothing, whatever the loss said. Raises TrainingError."""
+    from tunesmith.methods import unmoved
+
     if not all(p.detach().isfinite().all() for p in model.parameters() if p.requires_grad):
         raise overflow(f"step {step}: the adapter is not finite")
-    moved = any(p.detach().abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
-    if not moved:
-        raise TrainingError("the adapter did not change", why=f"every lora_B is still zero after step {step}",
+    if why := unmoved(model):
+        raise TrainingError("the adapter did not change", why=f"{why} after step {step}",
                             fix="check that train.learning_rate and train.clip_norm are not tiny and that the targets are used")
 
 

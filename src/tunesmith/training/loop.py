@@ -54,12 +54,13 @@ class Training:
     """Of the first and the last step: each module's share of the gradient."""
     earlier: list[tuple[int, int]] = field(default_factory=list)
     """`(until, total)`: steps before `until` have the learning rate of a training of `total` steps (`training.extend`)."""
+    learning_rate_ratios: dict[str, float] = field(default_factory=dict)
+    """{part of a parameter's name: its learning rate over the others'} (LoRA+)."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
     def __post_init__(self):
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self.factor(step))
 
     def factor(self, step: int) -> float:
@@ -78,6 +79,15 @@ class Training:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             self.scheduler._last_lr = rates
+
+    def _groups(self) -> list[dict]:
+        """Parameters by their learning rate, in the model's order; those that have the recipe's come first."""
+        groups: dict[float, list] = {1.0: []}
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                ratio = next((r for part, r in self.learning_rate_ratios.items() if part in name), 1.0)
+                groups.setdefault(ratio, []).append(p)
+        return [{"params": ps, "lr": r * self.config.learning_rate} for r, ps in groups.items() if ps]
 
 
 @dataclass(frozen=True, slots=True)

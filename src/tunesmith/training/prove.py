@@ -34,8 +34,8 @@ def packing(recipe: str | Path, say: Say) -> dict:
     """
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine import fast, plain
-    from tunesmith.methods import lora
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import sample
 
@@ -45,10 +45,11 @@ def packing(recipe: str | Path, say: Say) -> dict:
     tokens = dataset.tokens(TRAIN)
     rows = [sample(*tokens[i]) for i in range(min(ROWS, len(tokens)))]
     torch.manual_seed(0)
-    method = loaded.recipe.method.model_copy(update={"dropout": 0.0})
-    model = lora.attach(model_of(base, torch.float32), method, base.ref)
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
+    method = loaded.recipe.method
+    method = method.model_copy(update={"dropout": 0.0}) if hasattr(method, "dropout") else method
+    model = methods.attach(model_of(base, torch.float32), method, base.ref)
+    for p in model.parameters():
+        if p.requires_grad and not p.any():  # born zero: nothing would pass through it
             torch.nn.init.normal_(p, std=0.02)
     reason = fast.why_not(model, loaded.recipe.data.max_tokens)
     if reason:

@@ -202,7 +202,8 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
         say(f"chose engine=plain ({reason})")
         return "plain", plain.forward_loss
     without = fast.accelerate(model)
-    say("chose engine=fast (packed rows, fused LoRA, chunked loss, "
+    fused = "fused LoRA, " if recipe.method.type in ("lora", "qlora") and not getattr(recipe.method, "dora", False) else ""
+    say(f"chose engine=fast (packed rows, {fused}chunked loss, "
         + (f"no kernels in C: {without})" if without else "kernels in C)"))
     return "fast", fast.forward_loss
 
@@ -210,10 +211,13 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
 def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine.precision import choose
 
-    choice = choose(loaded.recipe.train.dtype)
-    say(choice.because)
+    wanted = methods.wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype)
+    choice = choose(wanted)
+    say(choice.because if wanted == loaded.recipe.train.dtype else
+        choice.because.replace("the recipe says so", f"{loaded.recipe.method.type} trains weights of the base itself"))
     run_id = new_run_id(loaded.recipe.name)
     path = home() / "runs" / run_id
     sweep(path.parent)
@@ -272,9 +276,9 @@ def planned(train: Train, lengths: list[int]) -> list[Step]:
 def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> dict:
     import torch
 
+    from tunesmith import methods
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith.methods import lora
     from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
     from tunesmith.training.extend import earlier_schedules
@@ -285,7 +289,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
     torch.manual_seed(recipe.train.seed)
     random.seed(recipe.train.seed)  # checkpoints hold its state; unseeded, no two processes would agree on it
-    model = lora.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref)
+    model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref,
+                           base.digest)
     engine, forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
     steps = planned(recipe.train, tokens.lengths)
@@ -302,7 +307,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
                              [[sample(*watched[r]) for r in s.rows] for s in held_out],
                              _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
-                             earlier_schedules(state))
+                             earlier_schedules(state), methods.learning_rate_ratios(recipe.method))
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
@@ -327,12 +332,13 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     best = outcome.best
     with publish_directory(run.adapter) as staging:
         if best is None or best == outcome.steps:
-            lora.save(model, staging)
+            methods.save(model, staging)
         else:
             checkpoint.copy_best(run.path, best, staging)
             say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
-                                           "template_fingerprint": run.state["template_fingerprint"]})
+                                           "template_fingerprint": run.state["template_fingerprint"],
+                                           "method": recipe.method.model_dump(mode="json")})
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
@@ -409,11 +415,13 @@ def _tolerant(send: Callable, say: Say) -> Callable:
 
 
 def _track_adapter(tracker, run: Run, loaded: Loaded) -> None:
+    from tunesmith.methods import describe
+
     state = run.state
     numbers = {k: state[k] for k in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes") if state[k]}
     tracker.metrics(state["steps"], {f"final_{k}": float(v) for k, v in numbers.items()})
-    model = tracker.adapter(loaded.recipe.name, run.adapter, params={"rank": loaded.recipe.method.rank,
-                                                                    "base": state["base"]["ref"]},
+    facts = {k: v for k, v in describe(loaded.recipe.method).items() if v is not None}
+    model = tracker.adapter(loaded.recipe.name, run.adapter, params=facts | {"base": state["base"]["ref"]},
                             tags={"tunesmith.run_id": state["run_id"], "tunesmith.adapter": state["adapter_digest"]},
                             metrics={k: float(v) for k, v in numbers.items()})
     tracker.finish("FINISHED")
