@@ -284,6 +284,11 @@ static void spread(const float *p, i64 padded, const float *rows, i64 size, i64 
     }
 }
 
+static inline void rescaled(const float *x, float by, i64 size, real *out) {
+#pragma omp simd
+    for (i64 d = 0; d < size; d++) out[d] = store(x[d] * by);
+}
+
 /* First and one past the last key that any of the queries from `first` sees. */
 static inline i64 oldest(i64 first, i64 window) { return window && first >= window ? first - window + 1 : 0; }
 static inline i64 newest(i64 first, i64 length) { return first + QUERIES < length ? first + QUERIES : length; }
@@ -294,12 +299,23 @@ typedef struct {
     i64 q_token, q_head, k_token, k_head, v_token, v_head; /* strides */
 } shape;
 
+/* Longest that a row sees, rounded up: the first row of its family and itself. */
+static i64 widest(const i64 *starts, const i64 *families, i64 count) {
+    i64 most = 0;
+    for (i64 f = 0; f < count; f++)
+        for (i64 r = families[f]; r < families[f + 1]; r++) {
+            i64 own = starts[r + 1] - starts[r], before = r > families[f] ? starts[families[f] + 1] - starts[families[f]] : 0;
+            most = own + before > most ? own + before : most;
+        }
+    return upto(most, KEYS);
+}
+
 /* q, k, v: strided [T, heads, D]; out: [T, H, D]; lse: [T, H], log of the sum of exponentials, for the backward pass.
- * Row r is tokens starts[r] to starts[r + 1]. */
-int attention(const shape *s, const real *q, const real *k, const real *v, real *out, float *lse, const i64 *starts, i64 rows) {
-    i64 size = s->size, group = s->heads / s->kv_heads, longest = 0;
-    for (i64 r = 0; r < rows; r++) longest = starts[r + 1] - starts[r] > longest ? starts[r + 1] - starts[r] : longest;
-    i64 most = upto(longest, KEYS);
+ * Row r is tokens starts[r] to starts[r + 1]; family f is rows families[f] to families[f + 1], all of which see the first. A
+ * family and KV head is one thread's: the first row's keys stay in the scratch, and each other row's are laid behind them. */
+int attention(const shape *s, const real *q, const real *k, const real *v, real *out, float *lse, const i64 *starts,
+              const i64 *families, i64 count_families) {
+    i64 size = s->size, group = s->heads / s->kv_heads, most = widest(starts, families, count_families);
     int failed = 0;
 #pragma omp parallel
     {
@@ -310,53 +326,55 @@ int attention(const shape *s, const real *q, const real *k, const real *v, real 
         }
 #pragma omp barrier
 #pragma omp for schedule(dynamic) collapse(2)
-        for (i64 r = 0; r < rows; r++)
-            for (i64 kv = 0; kv < s->kv_heads; kv++) {
-                if (failed) continue;
-                i64 begin = starts[r], length = starts[r + 1] - begin, padded = upto(length, KEYS);
-                float *keys = scratch, *columns = keys + most * size, *values = columns + most * size;
-                float *tile = values + most * size, *p = tile + QUERIES * size, *mixed = p + QUERIES * most;
-                rows_of(k + begin * s->k_token + kv * s->k_head, s->k_token, length, padded, size, 1.0f, keys);
-                rows_of(v + begin * s->v_token + kv * s->v_head, s->v_token, length, padded, size, 1.0f, values);
-                columns_of(keys, padded, size, columns);
-                for (i64 h = kv * group; h < (kv + 1) * group; h++)
-                    for (i64 first = 0; first < length; first += QUERIES) {
-                        i64 count = length - first < QUERIES ? length - first : QUERIES;
-                        i64 to = newest(first, length), from = oldest(first, s->window);
-                        rows_of(q + (begin + first) * s->q_token + h * s->q_head, s->q_token, count, QUERIES, size, s->scale, tile);
-                        products(tile, size, columns, padded, to, p);
-                        float by[QUERIES];
-                        for (i64 i = 0; i < QUERIES; i++) {
-                            i64 last = i < count ? first + i : first, low = oldest(last, s->window);
-                            float *row = p + i * padded, largest = row[low], sum = 0;
+        for (i64 f = 0; f < count_families; f++)
+            for (i64 kv = 0; kv < s->kv_heads; kv++)
+                for (i64 r = families[f]; r < families[f + 1] && !failed; r++) {
+                    i64 begin = starts[r], before = r > families[f] ? starts[families[f] + 1] - starts[families[f]] : 0;
+                    i64 own = starts[r + 1] - begin, length = before + own, padded = upto(length, KEYS), rest = padded - before;
+                    float *keys = scratch, *columns = keys + most * size, *values = columns + most * size;
+                    float *tile = values + most * size, *p = tile + QUERIES * size, *mixed = p + QUERIES * most;
+                    rows_of(k + begin * s->k_token + kv * s->k_head, s->k_token, own, rest, size, 1.0f, keys + before * size);
+                    rows_of(v + begin * s->v_token + kv * s->v_head, s->v_token, own, rest, size, 1.0f, values + before * size);
+                    columns_of(keys, padded, size, columns);
+                    for (i64 h = kv * group; h < (kv + 1) * group; h++)
+                        for (i64 first = before; first < length; first += QUERIES) {
+                            i64 count = length - first < QUERIES ? length - first : QUERIES, token = begin + first - before;
+                            i64 to = newest(first, length), from = oldest(first, s->window);
+                            rows_of(q + token * s->q_token + h * s->q_head, s->q_token, count, QUERIES, size, s->scale, tile);
+                            products(tile, size, columns, padded, to, p);
+                            float by[QUERIES];
+                            for (i64 i = 0; i < QUERIES; i++) {
+                                i64 last = i < count ? first + i : first, low = oldest(last, s->window);
+                                float *row = p + i * padded, largest = row[low], sum = 0;
 #pragma omp simd reduction(max : largest)
-                            for (i64 j = low; j <= last; j++) largest = row[j] > largest ? row[j] : largest;
+                                for (i64 j = low; j <= last; j++) largest = row[j] > largest ? row[j] : largest;
 #pragma omp simd reduction(+ : sum)
-                            for (i64 j = low; j <= last; j++) sum += row[j] = exponential(row[j] - largest);
-                            for (i64 j = from; j < low; j++) row[j] = 0;
-                            for (i64 j = last + 1; j < to; j++) row[j] = 0;
-                            by[i] = 1.0f / sum;
-                            if (i < count) lse[(begin + last) * s->heads + h] = logf(sum) + largest;
+                                for (i64 j = low; j <= last; j++) sum += row[j] = exponential(row[j] - largest);
+                                for (i64 j = from; j < low; j++) row[j] = 0;
+                                for (i64 j = last + 1; j < to; j++) row[j] = 0;
+                                by[i] = 1.0f / sum;
+                                if (i < count) lse[(token + i) * s->heads + h] = logf(sum) + largest;
+                            }
+                            mixture(p, padded, values, size, from, to, mixed);
+                            for (i64 i = 0; i < count; i++)
+                                rescaled(mixed + i * size, by[i], size, out + ((token + i) * s->heads + h) * size);
                         }
-                        mixture(p, padded, values, size, from, to, mixed);
-                        for (i64 i = 0; i < count; i++) {
-                            real *o = out + ((begin + first + i) * s->heads + h) * size;
-#pragma omp simd
-                            for (i64 d = 0; d < size; d++) o[d] = store(mixed[i * size + d] * by[i]);
-                        }
-                    }
-            }
+                }
         free(scratch);
     }
     return failed;
 }
 
-/* dq: [T, H, D], dk and dv: [T, K, D]; dout and out: [T, H, D]. */
+/* float32 sums of `length` tokens to [T, K, D]. */
+static void gradient_of(const float *sums, i64 length, i64 size, i64 stride, real *out) {
+    for (i64 t = 0; t < length; t++) rescaled(sums + t * size, 1.0f, size, out + t * stride);
+}
+
+/* dq: [T, H, D], dk and dv: [T, K, D]; dout and out: [T, H, D]. A first row's sums wait for the other rows of its family. */
 int attention_backward(const shape *s, const real *q, const real *k, const real *v, const real *out, const float *lse,
-                       const real *dout, real *dq, real *dk, real *dv, const i64 *starts, i64 rows) {
-    i64 size = s->size, group = s->heads / s->kv_heads, longest = 0;
-    for (i64 r = 0; r < rows; r++) longest = starts[r + 1] - starts[r] > longest ? starts[r + 1] - starts[r] : longest;
-    i64 most = upto(longest, KEYS);
+                       const real *dout, real *dq, real *dk, real *dv, const i64 *starts, const i64 *families,
+                       i64 count_families) {
+    i64 size = s->size, group = s->heads / s->kv_heads, most = widest(starts, families, count_families);
     int failed = 0;
 #pragma omp parallel
     {
@@ -367,60 +385,64 @@ int attention_backward(const shape *s, const real *q, const real *k, const real 
         }
 #pragma omp barrier
 #pragma omp for schedule(dynamic) collapse(2)
-        for (i64 r = 0; r < rows; r++)
+        for (i64 f = 0; f < count_families; f++)
             for (i64 kv = 0; kv < s->kv_heads; kv++) {
-                if (failed) continue;
-                i64 begin = starts[r], length = starts[r + 1] - begin, padded = upto(length, KEYS);
                 float *keys = scratch, *key_columns = keys + most * size, *values = key_columns + most * size;
                 float *value_columns = values + most * size, *key_sums = value_columns + most * size;
                 float *value_sums = key_sums + most * size, *tile = value_sums + most * size, *up = tile + QUERIES * size;
                 float *mixed = up + QUERIES * size, *p = mixed + QUERIES * size, *ds = p + QUERIES * most;
-                rows_of(k + begin * s->k_token + kv * s->k_head, s->k_token, length, padded, size, 1.0f, keys);
-                rows_of(v + begin * s->v_token + kv * s->v_head, s->v_token, length, padded, size, 1.0f, values);
-                columns_of(keys, padded, size, key_columns);
-                columns_of(values, padded, size, value_columns);
-                memset(key_sums, 0, 2 * most * size * sizeof(float));
-                for (i64 h = kv * group; h < (kv + 1) * group; h++)
-                    for (i64 first = 0; first < length; first += QUERIES) {
-                        i64 count = length - first < QUERIES ? length - first : QUERIES, at = (begin + first) * s->heads + h;
-                        i64 to = newest(first, length), from = oldest(first, s->window);
-                        rows_of(q + (begin + first) * s->q_token + h * s->q_head, s->q_token, count, QUERIES, size, s->scale, tile);
-                        rows_of(dout + at * size, s->heads * size, count, QUERIES, size, 1.0f, up);
-                        products(tile, size, key_columns, padded, to, p);
-                        products(up, size, value_columns, padded, to, ds);
-                        for (i64 i = 0; i < QUERIES; i++) {
-                            float *weights = p + i * padded, *scores = ds + i * padded;
-                            if (i >= count) {
-                                memset(weights + from, 0, (to - from) * sizeof(float));
-                                memset(scores + from, 0, (to - from) * sizeof(float));
-                                continue;
-                            }
-                            const real *o = out + (at + i * s->heads) * size;
-                            i64 last = first + i, low = oldest(last, s->window);
-                            float total = lse[at + i * s->heads], dot = 0;
+                i64 stride = s->kv_heads * size, root = starts[families[f]], shared = starts[families[f] + 1] - root;
+                for (i64 r = families[f]; r < families[f + 1] && !failed; r++) {
+                    i64 begin = starts[r], before = r > families[f] ? shared : 0;
+                    i64 own = starts[r + 1] - begin, length = before + own, padded = upto(length, KEYS), rest = padded - before;
+                    rows_of(k + begin * s->k_token + kv * s->k_head, s->k_token, own, rest, size, 1.0f, keys + before * size);
+                    rows_of(v + begin * s->v_token + kv * s->v_head, s->v_token, own, rest, size, 1.0f, values + before * size);
+                    columns_of(keys, padded, size, key_columns);
+                    columns_of(values, padded, size, value_columns);
+                    memset(key_sums + before * size, 0, own * size * sizeof(float));
+                    memset(value_sums + before * size, 0, own * size * sizeof(float));
+                    for (i64 h = kv * group; h < (kv + 1) * group; h++)
+                        for (i64 first = before; first < length; first += QUERIES) {
+                            i64 count = length - first < QUERIES ? length - first : QUERIES, token = begin + first - before;
+                            i64 at = token * s->heads + h, to = newest(first, length), from = oldest(first, s->window);
+                            rows_of(q + token * s->q_token + h * s->q_head, s->q_token, count, QUERIES, size, s->scale, tile);
+                            rows_of(dout + at * size, s->heads * size, count, QUERIES, size, 1.0f, up);
+                            products(tile, size, key_columns, padded, to, p);
+                            products(up, size, value_columns, padded, to, ds);
+                            for (i64 i = 0; i < QUERIES; i++) {
+                                float *weights = p + i * padded, *scores = ds + i * padded;
+                                if (i >= count) {
+                                    memset(weights + from, 0, (to - from) * sizeof(float));
+                                    memset(scores + from, 0, (to - from) * sizeof(float));
+                                    continue;
+                                }
+                                const real *o = out + (at + i * s->heads) * size;
+                                i64 last = first + i, low = oldest(last, s->window);
+                                float total = lse[at + i * s->heads], dot = 0;
 #pragma omp simd reduction(+ : dot)
-                            for (i64 d = 0; d < size; d++) dot += load(o[d]) * up[i * size + d];
+                                for (i64 d = 0; d < size; d++) dot += load(o[d]) * up[i * size + d];
 #pragma omp simd
-                            for (i64 j = low; j <= last; j++) {
-                                weights[j] = exponential(weights[j] - total);
-                                scores[j] = weights[j] * (scores[j] - dot);
+                                for (i64 j = low; j <= last; j++) {
+                                    weights[j] = exponential(weights[j] - total);
+                                    scores[j] = weights[j] * (scores[j] - dot);
+                                }
+                                for (i64 j = from; j < low; j++) weights[j] = scores[j] = 0;
+                                for (i64 j = last + 1; j < to; j++) weights[j] = scores[j] = 0;
                             }
-                            for (i64 j = from; j < low; j++) weights[j] = scores[j] = 0;
-                            for (i64 j = last + 1; j < to; j++) weights[j] = scores[j] = 0;
+                            mixture(ds, padded, keys, size, from, to, mixed);
+                            spread(ds, padded, tile, size, from, to, key_sums); /* the tile is scaled already */
+                            spread(p, padded, up, size, from, to, value_sums);
+                            for (i64 i = 0; i < count; i++)
+                                rescaled(mixed + i * size, s->scale, size, dq + (at + i * s->heads) * size);
                         }
-                        mixture(ds, padded, keys, size, from, to, mixed);
-                        spread(ds, padded, tile, size, from, to, key_sums); /* the tile is scaled already */
-                        spread(p, padded, up, size, from, to, value_sums);
-                        for (i64 i = 0; i < count; i++)
-#pragma omp simd
-                            for (i64 d = 0; d < size; d++) dq[(at + i * s->heads) * size + d] = store(mixed[i * size + d] * s->scale);
+                    if (r > families[f]) {
+                        gradient_of(key_sums + before * size, own, size, stride, dk + begin * stride + kv * size);
+                        gradient_of(value_sums + before * size, own, size, stride, dv + begin * stride + kv * size);
                     }
-                for (i64 t = 0; t < length; t++)
-#pragma omp simd
-                    for (i64 d = 0; d < size; d++) {
-                        dk[((begin + t) * s->kv_heads + kv) * size + d] = store(key_sums[t * size + d]);
-                        dv[((begin + t) * s->kv_heads + kv) * size + d] = store(value_sums[t * size + d]);
-                    }
+                }
+                if (failed) continue;
+                gradient_of(key_sums, shared, size, stride, dk + root * stride + kv * size);
+                gradient_of(value_sums, shared, size, stride, dv + root * stride + kv * size);
             }
         free(scratch);
     }
