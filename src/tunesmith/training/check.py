@@ -14,6 +14,7 @@ from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.template.fingerprint import fingerprint
+from tunesmith.training.objective import rows_of
 from tunesmith.training.run import tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
@@ -73,8 +74,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     choice = choose(recipe.train.dtype)
     kernels = choice.device == "cpu" and build.start() is None
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
-    tokens = dataset.tokens(TRAIN)
-    lengths = tokens.lengths
+    lengths = rows_of(recipe, dataset, TRAIN).lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
     packs = [sum(lengths[r] for r in pack) for step in steps for pack in step.packs]
