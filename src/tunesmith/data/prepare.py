@@ -263,8 +263,8 @@ def rendered_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendered | tup
         return Problem(code="template", where=row.where, message=error.what, fix=error.fix)
 
 
-def write_part(part: str, rows: Iterable[tuple[Row, Rendered | tuple[Rendered, Rendered] | Problem]], config: Data, folder: Path,
-               dropped: Overflow, tokenizer: PreTrainedTokenizerBase, pairs: bool = False) -> dict[str, int]:
+def write_part(part: str, rows: Iterable[tuple[Row, Rendered | tuple[Rendered, Rendered] | Problem]], config: Data,
+               folder: Path, dropped: Overflow, tokenizer: PreTrainedTokenizerBase, pairs: bool = False) -> dict[str, int]:
     """Write rows and their tokens, as `rendered_row` gives them. Returns counts of the rows that are kept.
 
     Raises:

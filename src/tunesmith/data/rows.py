@@ -60,8 +60,8 @@ NAMES = {"chat": "chat rows (one answer each, and no label)",
          "preference": "preference rows (a preferred and a rejected answer)",
          "kto": "KTO rows (an answer and whether it is desirable)"}
 _ALL_LEARNED = "it learns every answer it is shown: it cannot learn which of them to avoid"
-_TO_CHAT = "convert them to chat, which keeps {}: tunesmith data convert IN --to openai OUT.jsonl; or set objective.type: {}; " \
-           "or set data.format to a chat format if these keys mean something else in your data"
+_TO_CHAT = "convert them to chat, which keeps {}: tunesmith data convert IN --to openai OUT.jsonl; or set objective.type: {};" \
+           " or set data.format to a chat format if these keys mean something else in your data"
 _MISMATCH = {
     ("chat", "preference"): (_ALL_LEARNED, _TO_CHAT.format("the preferred answers", "dpo")),
     ("chat", "kto"): (_ALL_LEARNED, _TO_CHAT.format("the desirable answers", "kto")),

@@ -46,7 +46,8 @@ def make(recipe: Recipe, dataset: Dataset, model, engine: str, facts: dict, step
     rows, watched = rows_of(recipe, dataset, TRAIN), rows_of(recipe, dataset, part)
     if recipe.objective.type == "sft":
         return Made(Sft(path.forward_loss), lambda i: sample(*rows[i]), lambda i: sample(*watched[i]))
-    return _dpo(recipe, dataset, model, path, facts | {"engine": engine}, {TRAIN: (rows, steps), part: (watched, held_out)}, say)
+    parts = {TRAIN: (rows, steps), part: (watched, held_out)}
+    return _dpo(recipe, dataset, model, path, facts | {"engine": engine}, parts, say)
 
 
 def _dpo(recipe: Recipe, dataset: Dataset, model, path, facts: dict, parts: dict, say: Say) -> Made:
@@ -59,8 +60,8 @@ def _dpo(recipe: Recipe, dataset: Dataset, model, path, facts: dict, parts: dict
     samples, used = {}, []
     for part, (rows, steps) in parts.items():
         asked = sorted({row for step in steps for row in step.rows})
-        logps = reference.base_logps(model, path.answer_logps, dataset, part, name, asked, lambda i, rows=rows: family(*rows[i]),
-                                     pack, say)
+        logps = reference.base_logps(model, path.answer_logps, dataset, part, name, asked,
+                                     lambda i, rows=rows: family(*rows[i]), pack, say)
         used.append(logps[asked])
         samples[part] = lambda i, rows=rows, logps=logps: Pair(family(*rows[i]), tuple(logps[i].tolist()))
     objective = Dpo(path.answer_logps, config.beta, config.loss, config.label_smoothing)
