@@ -14,7 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from tunesmith.engine.attention import _causal_cpu
+from tunesmith.engine.attention import _masked_cpu
 
 HEADS, KV_HEADS, SIZE, REPEATS = 9, 3, 64, 15
 
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{options.rows} rows of {options.tokens} tokens, {torch.get_num_threads()} threads, median of {REPEATS}")
     for dtype in (torch.bfloat16, torch.float32):
-        ours = milliseconds(_causal_cpu, options.rows, options.tokens, dtype)
+        ours = milliseconds(_masked_cpu, options.rows, options.tokens, dtype)
         theirs = milliseconds(sdpa, options.rows, options.tokens, dtype)
         print(f"{str(dtype).removeprefix('torch.'):>9}: explicit {ours:6.1f} ms   SDPA {theirs:6.1f} ms   "
               f"ratio {theirs / ours:.2f}")

@@ -134,7 +134,8 @@ def test_attention_is_each_row_alone(lengths, kv, group, size, window, seed):
         x = [random(1, tokens, heads, size, dtype=dtype, seed=seed + i) for i, heads in enumerate((kv * group, kv, kv))]
         d = doubled(*x)
         exact = attention_exact(*(t.transpose(1, 2) for t in d), lengths, 0.3, window)
-        ours = Attention.apply(build._loaded[dtype], *(t.transpose(1, 2) for t in x), layout(lengths).starts, 0.3, window)
+        plan = layout(lengths)
+        ours = Attention.apply(build._loaded[dtype], *(t.transpose(1, 2) for t in x), plan.starts, plan.families, 0.3, window)
         up = random(*ours.shape, dtype=dtype, seed=seed + 9).detach()
         found, wanted = torch.autograd.grad(ours, x, up), torch.autograd.grad(exact, d, up.double())
         for got, want in zip((ours, *found), (exact, *wanted), strict=True):
@@ -144,7 +145,7 @@ def test_attention_is_each_row_alone(lengths, kv, group, size, window, seed):
 
 def test_attention_with_scores_of_hundreds_does_not_overflow(library, dtype):
     q, k, v = (random(1, 1, 20, 16, dtype=dtype, seed=s).detach().mul(60).requires_grad_() for s in range(3))
-    out = Attention.apply(library, q, k, v, torch.tensor([0, 20]), 1.0, None)
+    out = Attention.apply(library, q, k, v, torch.tensor([0, 20]), torch.tensor([0, 1]), 1.0, None)
     assert out.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
@@ -176,17 +177,17 @@ def test_what_is_not_a_number_stays_seen(library, dtype):
     loss, _ = cross_entropy(library, x.clone(), torch.tensor([0, 1, 2, 3]), gradient=True)
     assert loss.isnan().tolist() == [False, True, False, False]
     q = torch.cat([x, x[2:]]).view(1, 1, 6, 32)
-    out = Attention.apply(library, q, q, q, torch.tensor([0, 4, 6]), 1.0, None)[0, :, 0]
+    out = Attention.apply(library, q, q, q, torch.tensor([0, 4, 6]), torch.tensor([0, 1, 2]), 1.0, None)[0, :, 0]
     assert out[1:4].isnan().any(dim=-1).all() and out[4:].isfinite().all()
 
 
 def test_number_of_threads_changes_no_bit(library, dtype):
     lengths = [40, 3, 70, 1, 22]
-    tokens = sum(lengths)
+    tokens, plan = sum(lengths), layout(lengths, families=[1, 3, 1])
 
     def everything() -> list[torch.Tensor]:
         x = [random(1, tokens, heads, 32, dtype=dtype, seed=heads) for heads in (4, 2, 2)]
-        out = Attention.apply(library, *(t.transpose(1, 2) for t in x), layout(lengths).starts, 0.3, None)
+        out = Attention.apply(library, *(t.transpose(1, 2) for t in x), plan.starts, plan.families, 0.3, None)
         y = RmsNorm.apply(library, out.flatten(2), torch.ones(128, dtype=dtype), 1e-5, False)
         z = Gated.apply(library, y, y * 2, SILU)
         return [z, *torch.autograd.grad(z.float().square().sum(), x)]

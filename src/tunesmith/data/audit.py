@@ -45,8 +45,15 @@ def drop_exact_duplicates(rows: Sequence[Row]) -> tuple[list[int], list[Finding]
 
 
 def identity(row: Row) -> tuple[bytes, bytes]:
-    """(hash of a row, equal in exact duplicates; hash of its turns, equal also under another system prompt or other tools)."""
+    """(hash of a row, equal in exact duplicates; hash of its turns, equal also under another system prompt or other tools).
+
+    A rejected answer, or the label of an answer, is a part of its turns.
+    """
     turns = key(row)
+    if row.rejected is not None:
+        turns = (*turns, "rejected", *(f"{fold(m['content'])}\0{canonical_json(m.get('tool_calls'))}" for m in row.rejected))
+    if row.desirable is not None:
+        turns = (*turns, f"desirable {row.desirable}")
     return _hash(*turns, *_setting(row)), _hash(*turns)
 
 
@@ -107,14 +114,15 @@ def quarrels(train: Sequence[Row]) -> list[list[list[int]]]:
     passages under one prompt do not quarrel. More than three closed answers are a quarrel only if they are labels, which
     other questions have too: "Name a street." has as many right answers as streets.
 
-    Two hashes and a mark are kept of each row: 17 bytes.
+    Two hashes and a mark are kept of each row: 17 bytes. An answer that is labelled bad quarrels with none.
     """
     import numpy as np
 
     asked, said, closed = array("Q"), array("Q"), bytearray()
-    for row in train:
+    for i, row in enumerate(train):
         answer = fold(row.answer)
-        asked.append(_short_hash(*(text for m in row.question for text in (m["role"], fold(m["content"])))))
+        asked.append(_short_hash(f"undesirable {i}") if row.desirable is False else
+                     _short_hash(*(text for m in row.question for text in (m["role"], fold(m["content"])))))
         said.append(_short_hash(answer))
         closed.append(_closed(row.answer, answer))
     if not closed:

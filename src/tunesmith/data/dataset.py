@@ -3,11 +3,13 @@
     datasets/ID/manifest.json        id, inputs, sources, counts, findings, system prompt of text data
                train.jsonl  test.NAME.jsonl              rows as they were used, each with its place in the source
                train.tokens.npy  .trained.npy  .offsets.npy     rendered: all rows end to end, and where each begins
+               train.rejected.tokens.npy ...             of preference data: the rows with the rejected answers instead
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from tunesmith.template.render import Rendered
 
-TRAIN = "train"
+TRAIN, REJECTED = "train", "rejected"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Dataset:
 
     def tokens(self, part: str) -> Tokens:
         return Tokens(self.path, stem(part))
+
+    def rejected(self, part: str) -> Tokens:
+        """Of preference data: the same conversations with the rejected answers."""
+        return Tokens(self.path, f"{stem(part)}.{REJECTED}")
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
@@ -74,6 +80,14 @@ class Tokens:
 
         return np.add.reduceat(self._trained, self._offsets[:-1], dtype=np.int64).tolist()
 
+    def trained_spans(self) -> list[tuple[int, int]]:
+        """(first, one past the last) trained token of each row, counted in the row."""
+        found = []
+        for begin, end in zip(self._offsets[:-1].tolist(), self._offsets[1:].tolist(), strict=True):
+            at = self._trained[begin:end].nonzero()[0]
+            found.append((int(at[0]), int(at[-1]) + 1))
+        return found
+
     def _array(self, name: str) -> np.ndarray:
         import numpy as np
 
@@ -92,25 +106,37 @@ class Tokens:
         return self._array("offsets")
 
 
-def write_tokens(folder: Path, part: str, rendered: Iterable[Rendered]) -> dict[str, int]:
-    """Write rendered rows as they come. Returns `{rows, tokens, trained_tokens, longest}`."""
+def write_tokens(folder: Path, part: str, rendered: Iterable[Rendered | tuple[Rendered, Rendered]],
+                 pairs: bool = False) -> dict[str, int]:
+    """Write rendered rows as they come, or pairs of them: with the preferred and with the rejected answer.
+
+    Returns `{rows, tokens, trained_tokens, longest}`, and of pairs `rejected_tokens`; the others are of the preferred ones.
+    """
     import numpy as np
 
-    counts = {"rows": 0, "tokens": 0, "trained_tokens": 0, "longest": 0}
+    counts = {"rows": 0, "tokens": 0, "trained_tokens": 0, "longest": 0} | ({"rejected_tokens": 0} if pairs else {})
 
-    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        yield np.zeros(0, np.uint32), np.zeros(0, np.bool_), np.zeros(1, np.int64)
-        for r in rendered:
+    def columns(r: Rendered, end: int) -> tuple[np.ndarray, ...]:
+        return np.array(r.ids, np.uint32), np.array(r.trained, np.bool_), np.array([end], np.int64)
+
+    def pieces() -> Iterator[tuple[np.ndarray, ...]]:
+        yield (np.zeros(0, np.uint32), np.zeros(0, np.bool_), np.zeros(1, np.int64)) * (1 + pairs)
+        for item in rendered:
+            r = item[0] if pairs else item
             counts["rows"] += 1
             counts["tokens"] += len(r.ids)
             counts["trained_tokens"] += sum(r.trained)
             counts["longest"] = max(counts["longest"], len(r.ids))
-            yield np.array(r.ids, np.uint32), np.array(r.trained, np.bool_), np.array([counts["tokens"]], np.int64)
+            if not pairs:
+                yield columns(r, counts["tokens"])
+                continue
+            counts["rejected_tokens"] += len(item[1].ids)
+            yield *columns(r, counts["tokens"]), *columns(item[1], counts["rejected_tokens"])
 
-    names = ("tokens", "trained", "offsets")
-    with (open(folder / f"{stem(part)}.{names[0]}.npy", "wb") as a, open(folder / f"{stem(part)}.{names[1]}.npy", "wb") as b,
-          open(folder / f"{stem(part)}.{names[2]}.npy", "wb") as c):
-        _append([a, b, c], pieces())
+    stems = [stem(part), f"{stem(part)}.{REJECTED}"][: 1 + pairs]
+    with ExitStack() as opened:
+        _append([opened.enter_context(open(folder / f"{s}.{name}.npy", "wb"))
+                 for s in stems for name in ("tokens", "trained", "offsets")], pieces())
     return counts
 
 

@@ -26,7 +26,7 @@ from tunesmith.data.normalise import rows_of
 from tunesmith.data.overflow import Overflow
 from tunesmith.data.pictures import Pictures
 from tunesmith.data.read import SHOWN_PROBLEMS, find_files, is_text, name_of
-from tunesmith.data.rows import Row, require_sft
+from tunesmith.data.rows import KINDS, Row, require
 from tunesmith.data.similar import Index
 from tunesmith.data.split import split
 from tunesmith.data.spool import Chosen, Rows, encode, write_rows
@@ -75,6 +75,8 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
         "template": fingerprint(tokenizer),
         "code": code_digest(),
     }
+    if (kind := KINDS[loaded.recipe.objective.type]) != "chat":
+        inputs["rows"] = kind
     dataset_id = "ds-" + sha256_json(inputs).removeprefix("sha256:")[:20]
     path = home() / "datasets" / dataset_id
     if (path / "manifest.json").is_file():
@@ -149,7 +151,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
                  *filter(None, [quality.size_advice(len(train))])]
     dropped = Overflow(config.max_tokens)
     parts = {part: write_part(part, ((row, rendered_row(tokenizer, row)) for row in rows), config, staging, dropped,
-                              tokenizer)
+                              tokenizer, loaded.recipe.objective.type == "dpo")
              for part, rows in {TRAIN: train, **held_out}.items()}
     _empty(spool)
     findings += dropped.findings()
@@ -188,7 +190,7 @@ def _spooled(files: list[Path], loaded: Loaded, tokenizer, path: Path, repairs: 
     rows = _rows_of(named, config.format, problems)
     write_rows(path, repairs.made(rows) if config.repair else rows)
     problems.refuse()
-    require_sft(Rows(path))
+    require(Rows(path), loaded.recipe.objective.type)
     return Rows(path), None
 
 
@@ -250,16 +252,20 @@ def _shown(count: int) -> str:
     return f" (the first {SHOWN_PROBLEMS} are shown)" if count > SHOWN_PROBLEMS else ""
 
 
-def rendered_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendered | Problem:
-    """Tokens and mask of a row, or why it cannot be trained on. Its length is not looked at."""
+def rendered_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> Rendered | tuple[Rendered, Rendered] | Problem:
+    """Tokens and mask of a row, or why it cannot be trained on. Its length is not looked at.
+
+    Of a preference row: with the preferred answer, and with the rejected one.
+    """
     try:
-        return render(tokenizer, row.messages, row.tools)
+        rendered = render(tokenizer, row.messages, row.tools)
+        return rendered if row.rejected is None else (rendered, render(tokenizer, row.question + row.rejected, row.tools))
     except TemplateError as error:
         return Problem(code="template", where=row.where, message=error.what, fix=error.fix)
 
 
-def write_part(part: str, rows: Iterable[tuple[Row, Rendered | Problem]], config: Data, folder: Path,
-               dropped: Overflow, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def write_part(part: str, rows: Iterable[tuple[Row, Rendered | tuple[Rendered, Rendered] | Problem]], config: Data,
+               folder: Path, dropped: Overflow, tokenizer: PreTrainedTokenizerBase, pairs: bool = False) -> dict[str, int]:
     """Write rows and their tokens, as `rendered_row` gives them. Returns counts of the rows that are kept.
 
     Raises:
@@ -277,7 +283,8 @@ def write_part(part: str, rows: Iterable[tuple[Row, Rendered | Problem]], config
             if isinstance(rendered, Problem):
                 problems.add(rendered)
                 continue
-            n = len(rendered.ids)
+            longer = max(rendered, key=lambda r: len(r.ids)) if isinstance(rendered, tuple) else rendered
+            n = len(longer.ids)
             if n <= config.max_tokens:
                 file.write(encode(row))
                 yield rendered
@@ -286,15 +293,15 @@ def write_part(part: str, rows: Iterable[tuple[Row, Rendered | Problem]], config
                     file.write(encode(piece))
                     yield render(tokenizer, piece.messages, piece.tools)
             elif config.on_overflow == "drop" or config.on_overflow == "split" and part != TRAIN:
-                dropped.add(row, rendered)
+                dropped.add(row, longer)
             else:
-                refused.add(row, rendered)
+                refused.add(row, longer)
                 problems.add(Problem(code="overlong", where=row.where, message=f"{n} tokens, and data.max_tokens is "
                                 f"{config.max_tokens}{', also for one exchange alone' * (config.on_overflow == 'split')}",
                                 fix="raise data.max_tokens, shorten the row, or set on_overflow: drop"))
 
     with open(folder / rows_file(part), "w", encoding="utf-8", newline="\n") as file:
-        counts = write_tokens(folder, part, fitting(file))
+        counts = write_tokens(folder, part, fitting(file), pairs)
     if problems.count:
         raise DataError(f"{problems.count} of {seen} rows of {part!r} cannot be used as they are{_shown(problems.count)}",
                         why=f"{refused.rows} are too long; {refused.cost}" if refused.rows else None, problems=problems.first)

@@ -54,19 +54,49 @@ class Row:
         return cls(**record)
 
 
-def require_sft(rows: Iterable[Row]) -> None:
-    """Rows that supervised fine-tuning can learn from: one answer each, and none to be avoided.
+KINDS = {"sft": "chat", "distill": "chat", "dpo": "preference", "kto": "kto"}
+"""What each objective learns from."""
+NAMES = {"chat": "chat rows (one answer each, and no label)",
+         "preference": "preference rows (a preferred and a rejected answer)",
+         "kto": "KTO rows (an answer and whether it is desirable)"}
+_ALL_LEARNED = "it learns every answer it is shown: it cannot learn which of them to avoid"
+_TO_CHAT = "convert them to chat, which keeps {}: tunesmith data convert IN --to openai OUT.jsonl; or set objective.type: {};" \
+           " or set data.format to a chat format if these keys mean something else in your data"
+_MISMATCH = {
+    ("chat", "preference"): (_ALL_LEARNED, _TO_CHAT.format("the preferred answers", "dpo")),
+    ("chat", "kto"): (_ALL_LEARNED, _TO_CHAT.format("the desirable answers", "kto")),
+    ("preference", "chat"): ("it compares two answers to one prompt", "give rows of prompt, chosen and rejected "
+                             "(docs/formats.md), or set objective.type: sft"),
+    ("preference", "kto"): ("it compares two answers to one prompt", "set objective.type: kto, which learns from labelled "
+                            "answers, or give rows of prompt, chosen and rejected"),
+    ("kto", "chat"): ("it learns from answers that are labelled good or bad", "give every row a `label`, true or false "
+                      "(docs/formats.md), or set objective.type: sft"),
+    ("kto", "preference"): ("it learns from answers that are labelled good or bad", "set objective.type: dpo, which learns "
+                            "more from pairs; or part each pair into two labelled rows: tunesmith data convert IN --to kto "
+                            "OUT.jsonl"),
+}
+
+
+def kind_of_row(row: Row) -> str:
+    return "preference" if row.rejected is not None else "kto" if row.desirable is not None else "chat"
+
+
+def require(rows: Iterable[Row], objective: str) -> None:
+    """Rows that an objective can learn from, every one of them.
 
     Raises:
-        DataError: a row holds a second, dispreferred answer, or a label that says whether its answer is good.
+        DataError: the first that is of another kind, with what to do.
     """
-    first = next((r for r in rows if r.rejected is not None or r.desirable is not None), None)
+    wanted = KINDS[objective]
+    first = next((r for r in rows if kind_of_row(r) != wanted), None)
     if first is None:
         return
-    pair = first.rejected is not None
-    what = "preference rows (a preferred and a rejected answer)" if pair else "KTO rows (an answer and whether it is desirable)"
-    kept = "the preferred answers" if pair else "the desirable answers"
-    raise DataError(f"{what} cannot be trained with objective sft", where=first.where,
-                    why="sft learns every answer it is shown: it cannot learn which of them to avoid",
-                    fix=f"convert them to chat, which keeps {kept}: tunesmith data convert IN --to openai OUT.jsonl; or set "
-                    "data.format to a chat format if these keys mean something else in your data")
+    found = kind_of_row(first)
+    why, fix = _MISMATCH[wanted, found]
+    raise DataError(f"{NAMES[found]} cannot be trained with objective {objective}", where=first.where,
+                    why=why.replace("it ", f"{objective} ", 1), fix=fix)
+
+
+def require_sft(rows: Iterable[Row]) -> None:
+    """`require` for supervised fine-tuning."""
+    require(rows, "sft")

@@ -93,6 +93,18 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
         return chunked_loss(hidden_TD, model.get_base_model().get_output_embeddings(), labels_T)
 
 
+def answer_logps(model, families: list[list[tuple[list[int], list[int]]]]) -> torch.Tensor:
+    """Log p of the labels of each row, in nats, [R], with gradients, of one pack of families of rows.
+
+    All rows of a family see its first one (`packing`), which has no labels of its own: a prompt, computed once.
+    """
+    hidden_TD, labels_T = _hidden(model, [row for family in families for row in family], [len(f) for f in families])
+    with build.used():
+        losses_N, _ = loss.labelled_losses(hidden_TD, model.get_base_model().get_output_embeddings(), labels_T)
+    counts = [sum(label != IGNORE for label in labels) for family in families for _, labels in family]
+    return -torch.stack([part.sum() for part in losses_N.split([*counts, len(losses_N) - sum(counts)])[:-1]])
+
+
 def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
     """What each labelled token costs, in nats: one tensor for each row of one pack."""
     with torch.inference_mode():
@@ -102,13 +114,14 @@ def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.T
     return list(losses_N.split([sum(label != IGNORE for label in labels) for _, labels in rows]))
 
 
-def _hidden(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _hidden(model, rows: list[tuple[list[int], list[int]]],
+            families: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(last hidden states, shifted labels) of all tokens of a pack and of what it is filled up with."""
-    causal_lm = model.get_base_model()
+    causal_lm, families = model.get_base_model(), families or [1] * len(rows)
     if short := -sum(len(tokens) for tokens, _ in rows) % GRAIN:
-        rows = [*rows, ([0] * short, [IGNORE] * short)]
+        rows, families = [*rows, ([0] * short, [IGNORE] * short)], [*families, 1]
     device = next(causal_lm.parameters()).device
-    plan = layout([len(tokens) for tokens, _ in rows], device)
+    plan = layout([len(tokens) for tokens, _ in rows], device, families)
     tokens_1T = torch.tensor([t for tokens, _ in rows for t in tokens], device=device).unsqueeze(0)
     labels_T = torch.tensor([t for _, labels in rows for t in labels], device=device)
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)

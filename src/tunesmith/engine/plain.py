@@ -21,6 +21,16 @@ def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.
     return loss, hits
 
 
+def answer_logps(model, families: list[list[tuple[list[int], list[int]]]]) -> torch.Tensor:
+    """Log p of the labels of each row, in nats, [R], each row of a family after a copy of its first one."""
+    whole = [(family[0][0] + tokens, [IGNORE] * len(family[0][0]) + labels) if i else (tokens, labels)
+             for family in families for i, (tokens, labels) in enumerate(family)]
+    answers = [i for i, (_, labels) in enumerate(whole) if any(label != IGNORE for label in labels)]
+    logits_BLV, labels_BL = _logits(model, [whole[i] for i in answers])
+    logp_BL = -F.cross_entropy(logits_BLV.float().transpose(1, 2), labels_BL, ignore_index=IGNORE, reduction="none")
+    return logp_BL.new_zeros(len(whole)).index_add(0, torch.tensor(answers, device=logp_BL.device), logp_BL.sum(1))
+
+
 def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
     """What each labelled token costs, in nats: one tensor for each row."""
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -278,7 +278,34 @@ AnyMethod = Annotated[
 
 
 class Objective(Section):
-    type: Literal["sft"] = "sft"
+    """What is learned from the rows. docs/objectives.md has the formulas."""
+
+    type: Literal["sft", "dpo", "kto", "distill"] = "sft"
+    """`sft`: the answers. `dpo`: to prefer one answer to another. `kto`: from answers labelled good or bad. `distill`: the
+    distribution of a larger model of the same tokenizer."""
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """dpo, kto: how much a change of log-probability counts. Larger keeps the model nearer to its base; 0.1 to 0.5 is usual."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """dpo: `ipo` does not push pairs apart that are apart enough."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """dpo with loss sigmoid: share of the pairs that are believed to be the wrong way round."""
+
+    _of = {"beta": ("dpo", "kto"), "loss": ("dpo",), "label_smoothing": ("dpo",)}
+
+    @model_validator(mode="after")
+    def _its_own_keys(self):
+        for name in sorted(self.model_fields_set - {"type"}):
+            if self.type not in self._of[name]:
+                raise PydanticCustomError("not_of_this_type", "{what}", {"at": ("objective", name), "what":
+                    f"a setting of {' and '.join(self._of[name])}, and objective.type is {self.type}"})
+        if self.loss == "ipo" and self.label_smoothing:
+            raise PydanticCustomError("not_of_this_loss", "{what}", {
+                "what": "a setting of loss sigmoid, and objective.loss is ipo", "at": ("objective", "label_smoothing")})
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_those_of_others(self, handler):
+        return {k: v for k, v in handler(self).items() if k == "type" or self.type in self._of[k]}
 
 
 class Checkpoint(Section):
@@ -391,6 +418,14 @@ class Recipe(Section):
             raise PydanticCustomError("dtype", "{what}", {
                 "what": "bfloat16 rounds most steps of a trained weight away: leave it out, or set float32",
                 "at": ("train", "dtype")})
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self):
+        if self.objective.type == "dpo" and self.data.on_overflow == "split":
+            raise PydanticCustomError("no_split", "{what}", {"at": ("data", "on_overflow"), "what":
+                "split parts conversations between turns, and a preference row has one pair of answers: "
+                "set error or drop"})
         return self
 
     @model_validator(mode="after")

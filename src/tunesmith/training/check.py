@@ -15,6 +15,7 @@ from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.template.fingerprint import fingerprint
+from tunesmith.training.objective import rows_of
 from tunesmith.training.run import tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
@@ -78,8 +79,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
     # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
     timed = dataclasses.replace(shape, trainable=shape.parameters // 3) if needs.weight_gradients else shape
-    tokens = dataset.tokens(TRAIN)
-    lengths = tokens.lengths
+    lengths = rows_of(recipe, dataset, TRAIN).lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
     packs = [sum(lengths[r] + needs.tokens_per_row for r in pack) for step in steps for pack in step.packs]

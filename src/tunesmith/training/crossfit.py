@@ -32,7 +32,7 @@ from tunesmith.data.similar import Index
 from tunesmith.errors import DataError, TemplateError, TrainingError
 from tunesmith.methods import wanted_dtype
 from tunesmith.models.base import Base
-from tunesmith.objectives.sft import Sample, sample
+from tunesmith.objectives.sft import Sample, Sft, sample
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Train
 from tunesmith.store.files import explain_os_errors, read_json, sha256_bytes, sha256_json, write_bytes, write_json
@@ -285,7 +285,7 @@ class _Scorer:
         config = train.model_copy(update={"eval_every_steps": None, "checkpoint": train.checkpoint.model_copy(
             update={"every_steps": len(steps), "keep": 1})})
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as scratch:
-            outcome = loop.train(loop.Training(Path(scratch), config, model, forward_loss, steps, learned.__getitem__, []))
+            outcome = loop.train(loop.Training(Path(scratch), config, model, Sft(forward_loss), steps, learned.__getitem__, []))
         if not outcome.finished:
             raise TrainingError("scoring was interrupted", why="nothing is proposed from half of the scores",
                                 fix="start it again: it goes on after the last fold that was measured")

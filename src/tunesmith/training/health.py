@@ -29,6 +29,9 @@ MOVED_AFTER = 3
 TINY_LOSS = 0.05
 """Nats a token: the right token has 95%. Whoever is there has learned, and nothing more need happen."""
 
+FIRST_LOSS_WITHIN = 0.02
+"""Share of the loss before step 1 by which it may differ from what it has to be, or nats where it has to be less than 1."""
+
 LOST_FACTOR = 1.5
 """The loss is lost where it is this many times what it was before step 1: the model is worse than its base. SmolLM2-135M at
 a learning rate of 0.05 goes from 2.6 to between 7 and 95."""
@@ -218,6 +221,19 @@ def check_adapter(model, step: int) -> None:
     if why := unmoved(model):
         raise TrainingError("the adapter did not change", why=f"{why} after step {step}",
                             fix="check that train.learning_rate and train.clip_norm are not tiny and that the targets are used")
+
+
+def check_first_loss(loss: float, expected: float | None) -> None:
+    """Where the loss is known before anything was trained, a reference that is not the base shows. Raises TrainingError.
+
+    The reference was computed in other packs, and in bfloat16 products of other sizes round otherwise.
+    """
+    if expected is not None and not abs(loss - expected) <= FIRST_LOSS_WITHIN * max(1.0, expected):
+        raise TrainingError(f"the loss before step 1 is {loss:.4f}, and it must be {expected:.4f}",
+                            why="a model that has learned nothing is its own reference, so its loss does not depend on the "
+                                "data: the reference's log-probabilities are not those of this base, or of these rows",
+                            fix="delete the folder `reference` of the dataset and train again; if it comes again, the base or "
+                                "its weights have changed")
 
 
 def overflow(what: str) -> TrainingError:

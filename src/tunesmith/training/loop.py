@@ -23,12 +23,12 @@ import torch
 from tunesmith.data.pack import Step
 from tunesmith.engine.memory import peak_bytes
 from tunesmith.methods.report import gradient_shares
-from tunesmith.objectives.sft import Measured, Sample, evaluate, forward_backward
+from tunesmith.objectives.step import Measured, Objective, evaluate, forward_backward
 from tunesmith.recipe.schema import Train
 from tunesmith.store.files import explain_os_errors, write_text
 from tunesmith.track.progress import StepLines
 from tunesmith.training import checkpoint, schedule
-from tunesmith.training.health import MOVED_AFTER, Health, check_adapter, check_reach, overflow
+from tunesmith.training.health import MOVED_AFTER, Health, check_adapter, check_first_loss, check_reach, overflow
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -40,11 +40,14 @@ class Training:
     run_dir: Path
     config: Train
     model: Any
-    forward_loss: Callable
+    objective: Objective
     steps: list[Step]
-    sample: Callable[[int], Sample]
-    held_out: list[list[Sample]]
+    sample: Callable[[int], Any]
+    """What the objective trains of a row."""
+    held_out: list[list[Any]]
     """Packs of the held-out rows whose loss is watched."""
+    first_loss: float | None = None
+    """What the loss must be before step 1, whatever the data, as far as that is known."""
     largest: list[int] = field(default_factory=list)
     """Rows of the pack with the most tokens, to be tried before step 1."""
     on_metrics: Callable[[int, dict], None] = lambda _step, _values: None
@@ -121,14 +124,17 @@ def train(t: Training, start: int = 0) -> Outcome:
             if not t.held_out:
                 return
             t.model.eval()
-            value = evaluate(t.forward_loss, t.model, t.held_out)
+            value = evaluate(t.objective, t.model, t.held_out)
             t.model.train()
             if not math.isfinite(value.loss):
                 raise overflow(f"step {step}: held-out loss {value.loss}")
+            if step == 0:
+                check_first_loss(value.loss, t.first_loss)
             record = {"eval_loss": value.loss, "eval_accuracy": value.accuracy}
+            record |= {f"eval_{name}": mean for name, mean in value.extra.items()}
             _write(t.run_dir, {"step": step} | record)
             t.on_metrics(step, record)
-            lines.note(f"step {step}: held-out loss {value.loss:.4f}, next-token accuracy {value.accuracy:.1%}")
+            lines.note(f"step {step}: held-out loss {value.loss:.4f}, {t.objective.accuracy} {value.accuracy:.1%}")
             judge({"step": step} | record)
             if wants_best and health.best_step == step:
                 check_adapter(t.model, step)
@@ -147,7 +153,9 @@ def train(t: Training, start: int = 0) -> Outcome:
             number = done
             began = time.perf_counter()
             packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
-            measured = forward_backward(t.forward_loss, t.model, packs, halved)
+            measured = forward_backward(t.objective, t.model, packs, halved)
+            if number == 0:
+                check_first_loss(measured.loss, t.first_loss)
             if number == 0 or t.is_end(number + 1):
                 t.on_gradient(number + 1, gradient_shares(t.model))
             record = _update(t, number, measured)
@@ -184,7 +192,7 @@ def _rehearse(t: Training, halved: Callable[[int], None]) -> str:
     """Try the largest pack before any step counts: what does not fit should fail now. Leaves no trace."""
     pack, began = [t.sample(row) for row in t.largest], time.perf_counter()
     with torch.random.fork_rng():
-        measured = forward_backward(t.forward_loss, t.model, [pack], halved)
+        measured = forward_backward(t.objective, t.model, [pack], halved)
     t.optimizer.zero_grad(set_to_none=True)
     return (f"the largest pack, {measured.tokens:,} tokens, takes {time.perf_counter() - began:.1f} s and "
             f"{peak_bytes() / 1e9:.1f} GB")
@@ -201,7 +209,7 @@ def _update(t: Training, number: int, measured: Measured) -> dict:
     t.optimizer.zero_grad(set_to_none=True)
     return {"step": number + 1, "epoch": t.steps[number].epoch, "loss": measured.loss, "accuracy": measured.accuracy,
             "grad_norm": norm, "learning_rate": learning_rate, "tokens": measured.tokens,
-            "trained_tokens": measured.trained_tokens}
+            "trained_tokens": measured.trained_tokens} | measured.extra
 
 
 def _health(t: Training) -> Health:

@@ -279,33 +279,36 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     from tunesmith import methods
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith.objectives.sft import sample
     from tunesmith.training import checkpoint, loop
+    from tunesmith.training import objective as objectives
     from tunesmith.training.extend import earlier_schedules
     from tunesmith.training.health import check_trained
 
     recipe, state = loaded.recipe, run.state
     _same_arithmetic(state, say)
-    tokens, watched = dataset.tokens(TRAIN), dataset.tokens(dataset.tests[0])
+    tokens, watched = (objectives.rows_of(recipe, dataset, part) for part in (TRAIN, dataset.tests[0]))
     torch.manual_seed(recipe.train.seed)
     random.seed(recipe.train.seed)  # checkpoints hold its state; unseeded, no two processes would agree on it
     model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref,
                            base.digest)
-    engine, forward_loss = prepare_engine(model, recipe, say)
+    engine, _forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
     steps = planned(recipe.train, tokens.lengths)
     held_out = plan_steps(watched.lengths[:HELD_OUT_ROWS],
                           tokens_per_step=recipe.train.tokens_per_pack or recipe.train.tokens_per_step)
     check_trained(steps, tokens.trained_lengths(), TRAIN)
     check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
+    facts = {"base": base.digest, "dtype": state["dtype"], "device": state["device"], "kernels": kernels}
+    made = objectives.make(recipe, dataset, model, engine, facts, steps, held_out, say)
+    objectives.check_reference(made, state)
     tracker = _tracker(run, loaded, dataset)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def shares(step: int, found: dict[str, float]) -> None:
         run.update(gradient_shares=run.state.get("gradient_shares", {}) | {str(step): found})
 
-    training = loop.Training(run.path, recipe.train, model, forward_loss, steps, lambda row: sample(*tokens[row]),
-                             [[sample(*watched[r]) for r in s.rows] for s in held_out],
+    training = loop.Training(run.path, recipe.train, model, made.objective, steps, made.train,
+                             [[made.held_out(r) for r in s.rows] for s in held_out], made.first_loss,
                              _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
                              earlier_schedules(state), methods.learning_rate_ratios(recipe.method))
     start = 0
@@ -317,7 +320,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
             say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
         run.event("resumed", after_step=start)
     run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine, kernels=kernels,
-               trainable_parameters=trainable, total_steps=len(steps), error=None,
+               trainable_parameters=trainable, total_steps=len(steps), error=None, reference=made.reference,
                rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id,
                warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
     try:

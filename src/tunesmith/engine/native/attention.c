@@ -1,6 +1,6 @@
 /* Attention inside the rows of a pack, forward and backward, tile by tile; functions.py says what it computes.
  *
- * One task is one row and one key/value head, with all query heads that share it. Queries are taken QUERIES at a time, keys two
+ * One task is one family of rows and one key/value head, with all query heads that share it. Queries are taken QUERIES at a time, keys two
  * vectors at a time: 16 sums stay in registers. Products of what is stored in bfloat16 (queries with keys, gradients with
  * values) use the processor's own bfloat16 dot product where it has one: its sums are float32, so nothing is rounded more.
  */
@@ -37,7 +37,7 @@ static void floats_of(const real *x, i64 stride, i64 length, i64 padded, i64 siz
     memset(out + length * size, 0, (padded - length) * size * sizeof(float));
 }
 
-/* [L, words] from strided rows, zeros up to `padded` rows; and transposed, [words, padded]. */
+/* [L, words] from strided rows, zeros up to `padded` rows; and transposed, [words, padded], without the zeros. */
 static void words_of(const real *x, i64 stride, i64 length, i64 padded, i64 words, word *out) {
     for (i64 t = 0; t < length; t++)
         for (i64 w = 0; w < words; w++) out[t * words + w] = word_at(x + t * stride + w * PER_WORD);
@@ -50,7 +50,13 @@ static void columns_of(const real *x, i64 stride, i64 length, i64 padded, i64 wo
         for (i64 w = 0; w < words; w++)
             for (i64 t = begin; t < end; t++) out[w * padded + t] = word_at(x + t * stride + w * PER_WORD);
     }
-    for (i64 w = 0; w < words; w++) memset(out + w * padded + length, 0, (padded - length) * sizeof(word));
+}
+
+/* The columns of the `before` tokens from `first` and of the `own` from `x`, and zeros. */
+static void family_columns(const real *first, i64 before, const real *x, i64 own, i64 stride, i64 padded, i64 words, word *out) {
+    columns_of(first, stride, before, padded, words, out);
+    columns_of(x, stride, own, padded, words, out + before);
+    for (i64 w = 0; w < words; w++) memset(out + w * padded + before + own, 0, (padded - before - own) * sizeof(word));
 }
 
 /* s[q][j] = a[q] . column j, for QUERIES rows of a and keys j < keys (rounded up to KEYS). */
@@ -134,20 +140,31 @@ typedef struct {
     i64 q_token, q_head, k_token, k_head, v_token, v_head; /* strides */
 } shape;
 
+/* A family is rows families[f] to families[f + 1], all of which see the first, as if it stood before each of them. */
 typedef struct {
-    i64 begin, length;
-} row;
+    i64 first, end, work;
+} family;
 
-static int longer(const void *a, const void *b) {
-    i64 one = ((const row *)a)->length, two = ((const row *)b)->length;
+static int heavier(const void *a, const void *b) {
+    i64 one = ((const family *)a)->work, two = ((const family *)b)->work;
     return (one < two) - (one > two);
 }
 
-/* The rows, longest first, so that no thread is left with a long one at the end. NULL: no memory. */
-static row *sorted(const i64 *starts, i64 rows) {
-    row *found = malloc((rows + 1) * sizeof(row));
-    for (i64 r = 0; found && r < rows; r++) found[r] = (row){starts[r], starts[r + 1] - starts[r]};
-    if (found) qsort(found, rows, sizeof(row), longer);
+/* The families, most work first, so that no thread is left with a long one at the end; and the longest that a row sees, rounded
+ * up. NULL: no memory. */
+static family *sorted(const i64 *starts, const i64 *families, i64 count, i64 *most) {
+    family *found = malloc((count + 1) * sizeof(family));
+    *most = 0;
+    for (i64 f = 0; found && f < count; f++) {
+        found[f] = (family){families[f], families[f + 1], 0};
+        for (i64 r = families[f]; r < families[f + 1]; r++) {
+            i64 own = starts[r + 1] - starts[r], before = r > families[f] ? starts[families[f] + 1] - starts[families[f]] : 0;
+            *most = own + before > *most ? own + before : *most;
+            found[f].work += own * (2 * before + own);
+        }
+    }
+    if (found) qsort(found, count, sizeof(family), heavier);
+    *most = upto(*most, KEYS);
     return found;
 }
 
@@ -162,55 +179,64 @@ static float *scratch_of(i64 floats, int *failed) {
     return scratch;
 }
 
+static inline void rescaled(const float *x, float by, i64 size, real *out) {
+#pragma omp simd
+    for (i64 d = 0; d < size; d++) out[d] = store(x[d] * by);
+}
+
 /* q, k, v: strided [T, heads, D]; out: [T, H, D]; lse: [T, H], log of the sum of exponentials, for the backward pass.
- * Row r is tokens starts[r] to starts[r + 1]. */
-int attention(const shape *s, const real *q, const real *k, const real *v, real *out, float *lse, const i64 *starts, i64 rows) {
-    i64 size = s->size, words = size / PER_WORD, group = s->heads / s->kv_heads;
-    row *order = sorted(starts, rows);
+ * Row r is tokens starts[r] to starts[r + 1]. A family and KV head is one thread's: the first row's values stay in the scratch,
+ * and each other row's are laid behind them. */
+int attention(const shape *s, const real *q, const real *k, const real *v, real *out, float *lse, const i64 *starts,
+              const i64 *families, i64 count_families) {
+    i64 size = s->size, words = size / PER_WORD, group = s->heads / s->kv_heads, most;
+    family *order = sorted(starts, families, count_families, &most);
     if (!order) return 1;
-    i64 most = upto(rows ? order[0].length : 0, KEYS);
     int failed = 0;
 #pragma omp parallel
     {
         float *scratch = scratch_of(2 * most * size + QUERIES * (most + 2 * size), &failed);
 #pragma omp for schedule(dynamic) collapse(2)
-        for (i64 r = 0; r < rows; r++)
+        for (i64 f = 0; f < count_families; f++)
             for (i64 kv = 0; kv < s->kv_heads; kv++) {
                 if (failed) continue;
-                i64 begin = order[r].begin, length = order[r].length, padded = upto(length, KEYS);
                 float *values = scratch, *p = values + most * size, *mixed = p + QUERIES * most;
                 word *columns = (word *)(mixed + QUERIES * size), *tile = columns + most * words;
-                columns_of(k + begin * s->k_token + kv * s->k_head, s->k_token, length, padded, words, columns);
-                floats_of(v + begin * s->v_token + kv * s->v_head, s->v_token, length, padded, size, 1.0f, values);
-                for (i64 h = kv * group; h < (kv + 1) * group; h++)
-                    for (i64 first = 0; first < length; first += QUERIES) {
-                        i64 count = length - first < QUERIES ? length - first : QUERIES;
-                        i64 to = newest(first, length), from = oldest(first, s->window);
-                        words_of(q + (begin + first) * s->q_token + h * s->q_head, s->q_token, count, QUERIES, words, tile);
-                        products(tile, words, columns, padded, to, p);
-                        float by[QUERIES];
-                        for (i64 i = 0; i < QUERIES; i++) {
-                            i64 last = i < count ? first + i : first, low = oldest(last, s->window);
-                            float *weights = p + i * padded, largest = weights[low] * s->scale, sum = 0;
+                const real *key = k + kv * s->k_head, *value = v + kv * s->v_head;
+                i64 root = starts[order[f].first], shared = starts[order[f].first + 1] - root;
+                for (i64 r = order[f].first; r < order[f].end; r++) {
+                    i64 begin = starts[r], before = r > order[f].first ? shared : 0;
+                    i64 own = starts[r + 1] - begin, length = before + own, padded = upto(length, KEYS);
+                    family_columns(key + root * s->k_token, before, key + begin * s->k_token, own, s->k_token, padded, words,
+                                   columns);
+                    floats_of(value + begin * s->v_token, s->v_token, own, padded - before, size, 1.0f, values + before * size);
+                    for (i64 h = kv * group; h < (kv + 1) * group; h++)
+                        for (i64 first = before; first < length; first += QUERIES) {
+                            i64 count = length - first < QUERIES ? length - first : QUERIES, token = begin + first - before;
+                            i64 to = newest(first, length), from = oldest(first, s->window);
+                            words_of(q + token * s->q_token + h * s->q_head, s->q_token, count, QUERIES, words, tile);
+                            products(tile, words, columns, padded, to, p);
+                            float by[QUERIES];
+                            for (i64 i = 0; i < QUERIES; i++) {
+                                i64 last = i < count ? first + i : first, low = oldest(last, s->window);
+                                float *weights = p + i * padded, largest = weights[low] * s->scale, sum = 0;
 #pragma omp simd reduction(max : largest)
-                            for (i64 j = low; j <= last; j++) {
-                                weights[j] *= s->scale;
-                                largest = weights[j] > largest ? weights[j] : largest;
-                            }
+                                for (i64 j = low; j <= last; j++) {
+                                    weights[j] *= s->scale;
+                                    largest = weights[j] > largest ? weights[j] : largest;
+                                }
 #pragma omp simd reduction(+ : sum)
-                            for (i64 j = low; j <= last; j++) sum += weights[j] = exponential(weights[j] - largest);
-                            for (i64 j = from; j < low; j++) weights[j] = 0;
-                            for (i64 j = last + 1; j < to; j++) weights[j] = 0;
-                            by[i] = 1.0f / sum;
-                            if (i < count) lse[(begin + last) * s->heads + h] = logf(sum) + largest;
+                                for (i64 j = low; j <= last; j++) sum += weights[j] = exponential(weights[j] - largest);
+                                for (i64 j = from; j < low; j++) weights[j] = 0;
+                                for (i64 j = last + 1; j < to; j++) weights[j] = 0;
+                                by[i] = 1.0f / sum;
+                                if (i < count) lse[(token + i) * s->heads + h] = logf(sum) + largest;
+                            }
+                            mixture(p, padded, values, size, from, to, mixed);
+                            for (i64 i = 0; i < count; i++)
+                                rescaled(mixed + i * size, by[i], size, out + ((token + i) * s->heads + h) * size);
                         }
-                        mixture(p, padded, values, size, from, to, mixed);
-                        for (i64 i = 0; i < count; i++) {
-                            real *o = out + ((begin + first + i) * s->heads + h) * size;
-#pragma omp simd
-                            for (i64 d = 0; d < size; d++) o[d] = store(mixed[i * size + d] * by[i]);
-                        }
-                    }
+                }
             }
         free(scratch);
     }
@@ -218,76 +244,87 @@ int attention(const shape *s, const real *q, const real *k, const real *v, real 
     return failed;
 }
 
-/* dq: [T, H, D], dk and dv: [T, K, D]; dout and out: [T, H, D]. */
+/* float32 sums of `length` tokens to [T, K, D]. */
+static void gradient_of(const float *sums, i64 length, i64 size, i64 stride, real *out) {
+    for (i64 t = 0; t < length; t++) rescaled(sums + t * size, 1.0f, size, out + t * stride);
+}
+
+/* dq: [T, H, D], dk and dv: [T, K, D]; dout and out: [T, H, D]. A first row's sums wait for the other rows of its family. */
 int attention_backward(const shape *s, const real *q, const real *k, const real *v, const real *out, const float *lse,
-                       const real *dout, real *dq, real *dk, real *dv, const i64 *starts, i64 rows) {
-    i64 size = s->size, words = size / PER_WORD, group = s->heads / s->kv_heads;
-    row *order = sorted(starts, rows);
+                       const real *dout, real *dq, real *dk, real *dv, const i64 *starts, const i64 *families,
+                       i64 count_families) {
+    i64 size = s->size, words = size / PER_WORD, group = s->heads / s->kv_heads, stride = s->kv_heads * size, most;
+    family *order = sorted(starts, families, count_families, &most);
     if (!order) return 1;
-    i64 most = upto(rows ? order[0].length : 0, KEYS);
     int failed = 0;
 #pragma omp parallel
     {
         float *scratch = scratch_of(5 * most * size + QUERIES * (2 * most + 5 * size), &failed);
 #pragma omp for schedule(dynamic) collapse(2)
-        for (i64 r = 0; r < rows; r++)
+        for (i64 f = 0; f < count_families; f++)
             for (i64 kv = 0; kv < s->kv_heads; kv++) {
                 if (failed) continue;
-                i64 begin = order[r].begin, length = order[r].length, padded = upto(length, KEYS);
                 float *keys = scratch, *key_sums = keys + most * size, *value_sums = key_sums + most * size;
                 float *p = value_sums + most * size, *ds = p + QUERIES * most, *mixed = ds + QUERIES * most;
                 float *queries = mixed + QUERIES * size, *up = queries + QUERIES * size;
                 word *key_columns = (word *)(up + QUERIES * size), *value_columns = key_columns + most * words;
                 word *tile = value_columns + most * words, *up_tile = tile + QUERIES * words;
-                const real *key = k + begin * s->k_token + kv * s->k_head, *value = v + begin * s->v_token + kv * s->v_head;
-                floats_of(key, s->k_token, length, padded, size, 1.0f, keys);
-                columns_of(key, s->k_token, length, padded, words, key_columns);
-                columns_of(value, s->v_token, length, padded, words, value_columns);
-                memset(key_sums, 0, 2 * most * size * sizeof(float));
-                for (i64 h = kv * group; h < (kv + 1) * group; h++)
-                    for (i64 first = 0; first < length; first += QUERIES) {
-                        i64 count = length - first < QUERIES ? length - first : QUERIES, at = (begin + first) * s->heads + h;
-                        i64 to = newest(first, length), from = oldest(first, s->window);
-                        const real *query = q + (begin + first) * s->q_token + h * s->q_head, *above = dout + at * size;
-                        floats_of(query, s->q_token, count, QUERIES, size, s->scale, queries);
-                        floats_of(above, s->heads * size, count, QUERIES, size, 1.0f, up);
-                        words_of(query, s->q_token, count, QUERIES, words, tile);
-                        words_of(above, s->heads * size, count, QUERIES, words, up_tile);
-                        products(tile, words, key_columns, padded, to, p);
-                        products(up_tile, words, value_columns, padded, to, ds);
-                        for (i64 i = 0; i < QUERIES; i++) {
-                            float *weights = p + i * padded, *scores = ds + i * padded;
-                            if (i >= count) {
-                                memset(weights + from, 0, (to - from) * sizeof(float));
-                                memset(scores + from, 0, (to - from) * sizeof(float));
-                                continue;
-                            }
-                            const real *o = out + (at + i * s->heads) * size;
-                            i64 last = first + i, low = oldest(last, s->window);
-                            float total = lse[at + i * s->heads], dot = 0;
+                const real *key = k + kv * s->k_head, *value = v + kv * s->v_head;
+                i64 root = starts[order[f].first], shared = starts[order[f].first + 1] - root;
+                for (i64 r = order[f].first; r < order[f].end; r++) {
+                    i64 begin = starts[r], before = r > order[f].first ? shared : 0;
+                    i64 own = starts[r + 1] - begin, length = before + own, padded = upto(length, KEYS);
+                    floats_of(key + begin * s->k_token, s->k_token, own, padded - before, size, 1.0f, keys + before * size);
+                    family_columns(key + root * s->k_token, before, key + begin * s->k_token, own, s->k_token, padded, words,
+                                   key_columns);
+                    family_columns(value + root * s->v_token, before, value + begin * s->v_token, own, s->v_token, padded, words,
+                                   value_columns);
+                    memset(key_sums + before * size, 0, own * size * sizeof(float));
+                    memset(value_sums + before * size, 0, own * size * sizeof(float));
+                    for (i64 h = kv * group; h < (kv + 1) * group; h++)
+                        for (i64 first = before; first < length; first += QUERIES) {
+                            i64 count = length - first < QUERIES ? length - first : QUERIES, token = begin + first - before;
+                            i64 at = token * s->heads + h, to = newest(first, length), from = oldest(first, s->window);
+                            const real *query = q + token * s->q_token + h * s->q_head, *above = dout + at * size;
+                            floats_of(query, s->q_token, count, QUERIES, size, s->scale, queries);
+                            floats_of(above, s->heads * size, count, QUERIES, size, 1.0f, up);
+                            words_of(query, s->q_token, count, QUERIES, words, tile);
+                            words_of(above, s->heads * size, count, QUERIES, words, up_tile);
+                            products(tile, words, key_columns, padded, to, p);
+                            products(up_tile, words, value_columns, padded, to, ds);
+                            for (i64 i = 0; i < QUERIES; i++) {
+                                float *weights = p + i * padded, *scores = ds + i * padded;
+                                if (i >= count) {
+                                    memset(weights + from, 0, (to - from) * sizeof(float));
+                                    memset(scores + from, 0, (to - from) * sizeof(float));
+                                    continue;
+                                }
+                                const real *o = out + (at + i * s->heads) * size;
+                                i64 last = first + i, low = oldest(last, s->window);
+                                float total = lse[at + i * s->heads], dot = 0;
 #pragma omp simd reduction(+ : dot)
-                            for (i64 d = 0; d < size; d++) dot += load(o[d]) * up[i * size + d];
+                                for (i64 d = 0; d < size; d++) dot += load(o[d]) * up[i * size + d];
 #pragma omp simd
-                            for (i64 j = low; j <= last; j++) {
-                                weights[j] = exponential(weights[j] * s->scale - total);
-                                scores[j] = weights[j] * (scores[j] - dot);
+                                for (i64 j = low; j <= last; j++) {
+                                    weights[j] = exponential(weights[j] * s->scale - total);
+                                    scores[j] = weights[j] * (scores[j] - dot);
+                                }
+                                for (i64 j = from; j < low; j++) weights[j] = scores[j] = 0;
+                                for (i64 j = last + 1; j < to; j++) weights[j] = scores[j] = 0;
                             }
-                            for (i64 j = from; j < low; j++) weights[j] = scores[j] = 0;
-                            for (i64 j = last + 1; j < to; j++) weights[j] = scores[j] = 0;
+                            mixture(ds, padded, keys, size, from, to, mixed);
+                            spread(ds, padded, queries, size, from, to, key_sums); /* the queries are scaled already */
+                            spread(p, padded, up, size, from, to, value_sums);
+                            for (i64 i = 0; i < count; i++)
+                                rescaled(mixed + i * size, s->scale, size, dq + (at + i * s->heads) * size);
                         }
-                        mixture(ds, padded, keys, size, from, to, mixed);
-                        spread(ds, padded, queries, size, from, to, key_sums); /* the queries are scaled already */
-                        spread(p, padded, up, size, from, to, value_sums);
-                        for (i64 i = 0; i < count; i++)
-#pragma omp simd
-                            for (i64 d = 0; d < size; d++) dq[(at + i * s->heads) * size + d] = store(mixed[i * size + d] * s->scale);
+                    if (r > order[f].first) {
+                        gradient_of(key_sums + before * size, own, size, stride, dk + begin * stride + kv * size);
+                        gradient_of(value_sums + before * size, own, size, stride, dv + begin * stride + kv * size);
                     }
-                for (i64 t = 0; t < length; t++)
-#pragma omp simd
-                    for (i64 d = 0; d < size; d++) {
-                        dk[((begin + t) * s->kv_heads + kv) * size + d] = store(key_sums[t * size + d]);
-                        dv[((begin + t) * s->kv_heads + kv) * size + d] = store(value_sums[t * size + d]);
-                    }
+                }
+                gradient_of(key_sums, shared, size, stride, dk + root * stride + kv * size);
+                gradient_of(value_sums, shared, size, stride, dv + root * stride + kv * size);
             }
         free(scratch);
     }

@@ -113,31 +113,34 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 class Attention(torch.autograd.Function):
     """Causal attention inside the rows of a pack, [1, heads, T, D] each; row r is tokens starts[r] to starts[r + 1].
 
+    Family f is rows families[f] to families[f + 1]; each of them sees the first as if it stood before it.
+
     Computed tile by tile with the softmax's logarithm kept for backward, so that no L x L matrix is ever stored
     (FlashAttention-2, arXiv 2307.08691), only the triangle that is seen, each row and KV head by itself.
     """
 
     @staticmethod
-    def forward(ctx, library: Library, q, k, v, starts, scale: float, window: int | None):
+    def forward(ctx, library: Library, q, k, v, starts, families, scale: float, window: int | None):
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         _, heads, tokens, size = q.shape
         out, lse = torch.empty(1, tokens, heads, size, dtype=q.dtype), torch.empty(tokens, heads)
         shape = _Shape(heads, k.shape[1], size, window or 0, scale, *(s for x in (q, k, v) for s in (x.stride(2), x.stride(1))))
         _enough(library.functions.attention(ctypes.byref(shape), _at(q), _at(k), _at(v), _at(out), _at(lse), _at(starts),
-                                            c_int64(len(starts) - 1)))
-        ctx.save_for_backward(q, k, v, out, lse, starts)
+                                            _at(families), c_int64(len(families) - 1)))
+        ctx.save_for_backward(q, k, v, out, lse, starts, families)
         ctx.library, ctx.shape = library, shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        q, k, v, out, lse, starts = ctx.saved_tensors
+        q, k, v, out, lse, starts, families = ctx.saved_tensors
         dout = dout.contiguous()
         grads = [torch.empty(1, x.shape[2], x.shape[1], x.shape[3], dtype=x.dtype) for x in (q, k, v)]
         _enough(ctx.library.functions.attention_backward(
-            ctypes.byref(ctx.shape), *map(_at, (q, k, v, out, lse, dout, *grads, starts)), c_int64(len(starts) - 1)))
-        return None, *(g.transpose(1, 2) for g in grads), None, None, None
+            ctypes.byref(ctx.shape), *map(_at, (q, k, v, out, lse, dout, *grads, starts, families)),
+            c_int64(len(families) - 1)))
+        return None, *(g.transpose(1, 2) for g in grads), None, None, None, None
 
 
 def _enough(failed: int) -> None:
@@ -181,8 +184,10 @@ def disagreement(library: Library, dtype: torch.dtype) -> str | None:
     if differ(Rotary.apply(library, q, cos, sin), q.float() * cos.float() + turned.float() * sin.float(), q):
         return "rotation"
     k, v = random(1, 1, 7, 32), random(1, 1, 7, 32)
-    out = Attention.apply(library, q, k, v, torch.tensor([0, 7]), 0.2, None)
-    plain = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=0.2,
+    out = Attention.apply(library, q, k, v, torch.tensor([0, 3, 5, 7]), torch.tensor([0, 3]), 0.2, None)
+    seen = torch.ones(7, 7, dtype=torch.bool).tril()
+    seen[5:, 3:5] = False  # three tokens, and two rows that see them and not each other
+    plain = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=seen, scale=0.2,
                                                              enable_gqa=True).transpose(1, 2)
     if differ(out, plain, q, k, v):
         return "attention"
