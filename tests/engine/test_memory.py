@@ -87,7 +87,7 @@ def test_activation_estimate_is_what_autograd_keeps(make_model, make_rows, witho
             without_kernels()
         kept.append(kept_for_backward(model, rows))
         shape = estimate.Shape.of(model.get_base_model().config, 0, 0, dtype.itemsize)
-        said.append(estimate.peak_memory_bytes(shape, sum(lengths), max(lengths), kernels))
+        said.append(estimate.peak_memory_bytes(shape, sum(lengths), max(lengths), "kernels" if kernels else "torch", 0))
     assert said[1] - said[0] == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
@@ -95,7 +95,7 @@ def test_estimate_counts_weights_and_the_optimizer():
     def bytes_of(**changes) -> int:
         shape = {"layers": 1, "hidden": 8, "inner": 16, "query": 8, "key_value": 4, "heads": 2, "vocabulary": 10,
                  "parameters": 1000, "trainable": 100, "bytes_per_weight": 2}
-        return estimate.peak_memory_bytes(estimate.Shape(**shape | changes), 1, 1, True)
+        return estimate.peak_memory_bytes(estimate.Shape(**shape | changes), 1, 1, "kernels", 0)
 
     assert bytes_of(parameters=2000) - bytes_of() == 1000 * 2
     assert bytes_of(trainable=200) - bytes_of() == 100 * 16  # float32 weight, gradient, two moments
@@ -114,5 +114,5 @@ def test_seconds_follow_the_multiplications_of_a_step(make_model, make_rows):
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = estimate.Shape.of(model.get_base_model().config, parameters - embeddings, trainable, 4)
     filled = measured.trained_tokens + -measured.trained_tokens % GRAIN
-    flops = estimate.seconds(shape, measured.tokens, filled, flops_per_second=1.0) * estimate.MATMUL_SHARE
+    flops = estimate.seconds(shape, measured.tokens, filled, 1.0, "kernels") * estimate.MATMUL_SHARE["kernels"]
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.1)

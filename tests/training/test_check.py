@@ -15,7 +15,8 @@ from tunesmith.training import check as room
 from tunesmith.training.check import check
 from tunesmith.training.run import train
 
-KEYS = {"peak_memory_bytes", "seconds", "trainable_parameters", "adapter_bytes", "steps", "tokens", "matched_layers", "dtype"}
+KEYS = {"peak_memory_bytes", "seconds", "trainable_parameters", "adapter_bytes", "steps", "tokens", "matched_layers", "dtype",
+        "engine", "longest_row", "smaller_packs"}
 
 
 @pytest.fixture(autouse=True)
@@ -135,12 +136,33 @@ def test_architecture_that_cannot_be_loaded_is_a_problem_and_its_code_is_not_off
     assert "Do you wish to run the custom code" not in "".join(capfd.readouterr())
 
 
-def test_too_little_memory_is_a_warning_that_names_the_setting(make_recipe, monkeypatch):
+def test_too_little_memory_names_the_setting_that_helps_and_what_it_then_takes(make_recipe, monkeypatch):
+    estimate = check(make_recipe())["estimate"]
+    smaller = estimate["smaller_packs"]
+    assert [pack["tokens_per_pack"] for pack in smaller] == sorted({p["tokens_per_pack"] for p in smaller}, reverse=True)
+    assert smaller[-1]["tokens_per_pack"] >= estimate["longest_row"]
+    monkeypatch.setattr(room, "_available_bytes", lambda: smaller[0]["peak_memory_bytes"])
+    (problem,) = room._memory_problems(estimate)
+    assert problem.severity == "warning"
+    assert problem.fix.startswith(f"train.tokens_per_pack: {smaller[0]['tokens_per_pack']} takes about ")
+
+
+def test_memory_too_little_for_one_row_names_what_else_would_help(make_recipe, monkeypatch):
     monkeypatch.setattr(room, "_available_bytes", lambda: 1000)
-    result = check(make_recipe())
+    result = check(make_recipe(**{"train.dtype": "float32"}))
     assert result["ok"] is True
     (problem,) = [p for p in result["problems"] if p["code"] == "memory"]
-    assert "train.tokens_per_pack" in problem["fix"]
+    assert "data.max_tokens" in problem["fix"] and "train.dtype: bfloat16" in problem["fix"]
+
+
+@pytest.mark.parametrize(("changes", "engine"), [
+    ({}, "kernels"), ({"train.engine": "plain"}, "plain"), ({"method.dropout": 0.1}, "plain"),
+    ({"method": {"type": "prompt", "tokens": 4}}, "plain"), ({"method": {"type": "ia3"}}, "kernels"),
+])
+def test_engine_that_is_estimated_is_the_one_that_trains(make_recipe, changes, engine):
+    recipe = make_recipe(**changes)
+    assert check(recipe)["estimate"]["engine"] == engine
+    assert train(recipe)["engine"] == ("plain" if engine == "plain" else "fast")
 
 
 def test_free_memory_is_known_and_enough_here(make_recipe):

@@ -1,28 +1,38 @@
-"""What a training will take, from shapes and one measured matmul: before anything is loaded.
+"""What a training will take, from shapes and a few measured matmuls: before anything is loaded.
 
-Memory counts what the fast path keeps for the backward pass, per token and layer (d hidden, f inner, q and kv the
-widths of the query and key/value projections, h heads, L the longest row, b bytes of the dtype):
+Memory counts what is kept for the backward pass, per token and layer (d hidden, f inner, q and kv the widths of the query
+and key/value projections, h heads, L the longest row, b bytes of the dtype), with LoRA on every linear layer:
 
-                       with kernels in C            without
-    two norms          2bd + 8                      8d              upcast inputs
-    linear inputs      b(2d + q + f)                b(2d + q + f)
-    attention          b(q + 2kv) + 4h              4(2q + 2kv) + 4hL    float32 rectangles and weights
-    gate               2bf                          3bf
+                       fast, kernels in C   fast, torch's operations   plain
+    two norms          2bd + 8              8d                         8d                upcast inputs
+    linear inputs      b(2d + q + f)        b(2d + q + f)              4(5d + q + f)     PEFT's float32 copies; 4(2d + q + f)
+                                                                                         where b is 4
+    attention          b(q + 2kv) + 4h      4(2q + 2kv) + 4hL          4bq
+    gate               2bf                  3bf                        3bf
+
+and the logits: of one chunk of labelled tokens on the fast path, of all padded tokens, several times over, on the plain one.
+What torch and its libraries take by themselves is measured, not assumed: it is this process's memory at the moment.
 
 Time counts matmuls: 2 FLOPs a weight and token forward, 2 backward (frozen weights get no gradient), the head only
-where there is a label.
+where there is a label, at the rate measured at the model's own shapes.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Literal
 
 from tunesmith.engine.loss import CHUNK_TOKENS
 
-MATMUL_SHARE = 0.4
-"""Of a step's time; the rest is memory traffic. As measured on two CPU cores; benchmarks/step.py prints what it is on yours."""
-PROCESS_BYTES = 900_000_000
-"""Python, torch, transformers and oneDNN's own buffers, before any weight."""
+Engine = Literal["kernels", "torch", "plain"]
+"""The fast path with kernels in C, the fast path without them, the plain path."""
+MATMUL_SHARE: dict[Engine, float] = {"kernels": 0.6, "torch": 0.42, "plain": 0.14}
+"""Of a step's time; the rest is memory traffic. As measured on two CPU cores by benchmarks/estimate.py."""
+LIBRARY_BYTES = 150_000_000
+"""What a training loads that is not in memory before it: PEFT, the matrix library's buffers, pieces of the heap."""
+TOKENS, REPEATS = 1024, 4
+"""Of the measured matmuls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +62,44 @@ class Shape:
                    trainable=trainable, bytes_per_weight=bytes_per_weight)
 
 
-def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, kernels: bool) -> int:
-    """Resident set at the largest step, in bytes; `kernels`: tunesmith.engine.native is used."""
-    b = s.bytes_per_weight
-    inputs = b * (2 * s.hidden + s.query + s.inner)
-    if kernels:
-        between = 2 * b * s.hidden + 8 + b * (s.query + 2 * s.key_value) + 4 * s.heads + 2 * b * s.inner
-        head = b * CHUNK_TOKENS * s.vocabulary
-    else:
-        between = 8 * s.hidden + 8 * (s.query + s.key_value) + 4 * s.heads * longest + 3 * b * s.inner
-        head = 3 * 4 * CHUNK_TOKENS * s.vocabulary
+def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, engine: Engine, process_bytes: int) -> int:
+    """Resident set at the largest step, in bytes.
+
+    `pack_tokens`: of the largest pack, with padding on the plain path. `process_bytes`: of this process before the base is
+    loaded.
+    """
+    b, d, f, q, kv = s.bytes_per_weight, s.hidden, s.inner, s.query, s.key_value
+    match engine:
+        case "kernels":
+            layer = b * (2 * d + q + f) + 2 * b * d + 8 + b * (q + 2 * kv) + 4 * s.heads + 2 * b * f
+            head = b * CHUNK_TOKENS * s.vocabulary
+        case "torch":
+            layer = b * (2 * d + q + f) + 8 * d + 8 * (q + kv) + 4 * s.heads * longest + 3 * b * f
+            head = 12 * CHUNK_TOKENS * s.vocabulary
+        case "plain":
+            layer = 4 * ((2 if b == 4 else 5) * d + q + f) + 8 * d + 4 * b * q + 3 * b * f
+            head = 12 * pack_tokens * s.vocabulary
     weights = s.parameters * b + s.trainable * (4 + 4 + 8)  # float32 weight, gradient, Adam's two moments
-    return int(PROCESS_BYTES + weights + (inputs + between) * s.layers * pack_tokens + head)
+    return int(process_bytes + LIBRARY_BYTES + weights + layer * s.layers * pack_tokens + head)
 
 
-def seconds(s: Shape, tokens: int, trained_tokens: int, flops_per_second: float) -> float:
-    """Of training `tokens`, of which `trained_tokens` have a label."""
+def seconds(s: Shape, tokens: int, trained_tokens: int, flops_per_second: float, engine: Engine) -> float:
+    """Of training `tokens`, of which `trained_tokens` have a label (on the plain path, the head sees all of them)."""
     head = s.hidden * s.vocabulary
     body = s.parameters - head
-    flops = 4 * body * tokens + 4 * head * trained_tokens + 6 * s.trainable * tokens
-    return flops / flops_per_second / MATMUL_SHARE
+    flops = 4 * body * tokens + 4 * head * (tokens if engine == "plain" else trained_tokens) + 6 * s.trainable * tokens
+    return flops / flops_per_second / MATMUL_SHARE[engine]
+
+
+def flops_per_second(s: Shape, dtype, device: str) -> float:
+    """Of the products of one layer's widest matrix, forward and backward, at their best of a few."""
+    import torch
+
+    x, w = (torch.randn(*shape, device=device).to(dtype) for shape in ((TOKENS, s.hidden), (s.inner, s.hidden)))
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        y = (x @ w.T) @ w
+        y[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 4 * TOKENS * s.hidden * s.inner / best

@@ -26,7 +26,18 @@ CHANGES = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirection
 
 def why_not(model, max_tokens: int) -> str | None:
     """The reason this PEFT model has to take the plain path, or None when the fast path is exact for it."""
-    config = model.get_base_model().config
+    if reason := why_not_base(model.get_base_model().config, max_tokens) or getattr(model, "needs_plain", None):
+        return reason
+    for name, layer in _lora_layers(model):
+        if not (_is_plain(layer) or _is_dora(layer)):
+            return f"{name} has dropout, a bias or a LoRA variant"
+    if whole := next((n for n, m in model.named_modules() if isinstance(m, _copies())), None):
+        return f"{whole} is trained as a whole copy (modules_to_save)"
+    return None
+
+
+def why_not_base(config, max_tokens: int) -> str | None:
+    """The same of a base, whatever trains it, from its transformers config."""
     if config.model_type not in KNOWN_ARCHITECTURES:
         return f"architecture {config.model_type!r} is not one of {', '.join(sorted(KNOWN_ARCHITECTURES))}"
     for name in (*DROPOUTS, *CHANGES):
@@ -35,13 +46,6 @@ def why_not(model, max_tokens: int) -> str | None:
     for rope in _ropes(config):
         if reason := _depends_on_other_rows(rope, config, max_tokens):
             return reason
-    if reason := getattr(model, "needs_plain", None):
-        return reason
-    for name, layer in _lora_layers(model):
-        if not (_is_plain(layer) or _is_dora(layer)):
-            return f"{name} has dropout, a bias or a LoRA variant"
-    if whole := next((n for n, m in model.named_modules() if isinstance(m, _copies())), None):
-        return f"{whole} is trained as a whole copy (modules_to_save)"
     return None
 
 

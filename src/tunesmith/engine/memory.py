@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,15 @@ def peak_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def resident_bytes() -> int:
+    """Of this process now; its peak where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return peak_bytes()
+    return pages * resource.getpagesize()
 
 
 def give_back() -> None:

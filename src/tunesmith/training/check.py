@@ -59,7 +59,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
 
     from tunesmith import methods
     from tunesmith.engine import estimate as arithmetic
-    from tunesmith.engine.native import build
+    from tunesmith.engine.memory import resident_bytes
     from tunesmith.engine.precision import choose
     from tunesmith.methods import report
     from tunesmith.models.load import parameter_count, quiet_transformers
@@ -75,24 +75,52 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     needs = methods.of(recipe.method).estimate(model, recipe.method)
     trainable = needs.trainable
     choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
-    kernels = choice.device == "cpu" and build.start() is None
+    engine = _engine(recipe, config.get_text_config(), choice.device)
     shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
     # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
     timed = dataclasses.replace(shape, trainable=shape.parameters // 3) if needs.weight_gradients else shape
+    rate = arithmetic.flops_per_second(shape, choice.dtype, choice.device)
     lengths = rows_of(recipe, dataset, TRAIN).lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
-    packs = [sum(lengths[r] + needs.tokens_per_row for r in pack) for step in steps for pack in step.packs]
+    rows = [[lengths[r] + needs.tokens_per_row for r in pack] for step in steps for pack in step.packs]
+    packs = [max(pack) * len(pack) if engine == "plain" else sum(pack) for pack in rows]
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
+    process = resident_bytes() + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight
+
+    def peak(pack_tokens: int) -> int:
+        return (arithmetic.peak_memory_bytes(shape, pack_tokens, max(lengths), engine, process)
+                + needs.kept_bytes_per_token * pack_tokens)
+
     found = {
-        "peak_memory_bytes": arithmetic.peak_memory_bytes(shape, max(packs), max(lengths), kernels)
-        + needs.kept_bytes_per_token * max(packs)
-        + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight,
-        "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), choice.flops_per_second), 1),
-        "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps), "tokens": sum(packs),
-        "matched_layers": len(needs.parts), "dtype": str(choice.dtype).removeprefix("torch."),
+        "peak_memory_bytes": peak(max(packs)),
+        "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), rate, engine), 1),
+        "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps),
+        "tokens": sum(map(sum, rows)), "matched_layers": len(needs.parts),
+        "dtype": str(choice.dtype).removeprefix("torch."), "engine": engine,
+        "longest_row": max(map(max, rows)), "smaller_packs": _smaller(peak, max(packs), max(map(max, rows))),
     }
     return found, report.by_module(needs.parts), {"vllm": report.vllm(methods.saved_config(recipe.method, base.ref))}
+
+
+def _engine(recipe, config, device: str) -> str:
+    """`kernels`, `torch` or `plain`, as `training.run` will choose."""
+    from tunesmith.engine import fast
+    from tunesmith.engine.native import build
+
+    method = recipe.method
+    plain = (recipe.train.engine == "plain" or method.type in ("prompt", "prefix") or getattr(method, "dropout", 0.0)
+             or getattr(method, "modules_to_save", None) or fast.why_not_base(config, recipe.data.max_tokens))
+    return "plain" if plain else "kernels" if device == "cpu" and build.start() is None else "torch"
+
+
+def _smaller(peak: Callable[[int], int], largest: int, row: int) -> list[dict]:
+    """`{tokens_per_pack, peak_memory_bytes}`: what halving the largest pack again and again saves, down to one row."""
+    found, tokens = [], largest // 2
+    while tokens >= row:
+        found.append({"tokens_per_pack": tokens, "peak_memory_bytes": peak(tokens)})
+        tokens //= 2
+    return found
 
 
 def _data_problems(loaded: Loaded, dataset: Dataset) -> list[Problem]:
@@ -155,10 +183,20 @@ def _method_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Probl
 
 
 def _memory_problems(estimate: dict) -> list[Problem]:
+    """Which knob helps, and by how much."""
     available = _available_bytes()
     if available is None or estimate["peak_memory_bytes"] <= available:
         return []
-    return [Problem(code="memory", severity="warning", fix="lower train.tokens_per_pack: the result is the same",
+    smaller = estimate["smaller_packs"]
+    fitting = next((pack for pack in smaller if pack["peak_memory_bytes"] <= available), None)
+    if fitting:
+        fix = (f"train.tokens_per_pack: {fitting['tokens_per_pack']} takes about {fitting['peak_memory_bytes'] / 1e9:.1f} GB; "
+               "the result is the same")
+    else:
+        least = f", and packs of one row still take {smaller[-1]['peak_memory_bytes'] / 1e9:.1f} GB" if smaller else ""
+        shorter = f"the longest row has {estimate['longest_row']} tokens{least}: lower data.max_tokens"
+        fix = shorter + ("" if estimate["dtype"] == "bfloat16" else ", set train.dtype: bfloat16") + ", or take a smaller base"
+    return [Problem(code="memory", severity="warning", fix=fix,
                     message=f"about {estimate['peak_memory_bytes'] / 1e9:.1f} GB are needed and "
                             f"{available / 1e9:.1f} GB are free")]
 
