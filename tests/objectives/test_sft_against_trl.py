@@ -21,6 +21,8 @@ from tunesmith.recipe.schema import Lora
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 CLIP = 1.0
 """Of both."""
+WITHIN = {"loss": 1e-4, "grad_norm": 1e-2}
+"""Relative: Adam makes of the last digit of a gradient near zero the sign of a step, and norms feel it first."""
 
 
 def curve(path, rate: float, labels_at=lambda labels: labels) -> dict[str, list[float]]:
@@ -48,7 +50,7 @@ def test_every_step_has_trls_loss_and_gradient_norm(setting, path):
     ours = curve(path, SFT_SETTINGS[setting])
     assert len(ours["loss"]) == len(TRL[setting]["loss"])
     for name, theirs in TRL[setting].items():
-        assert ours[name] == pytest.approx(theirs, rel=1e-3), name
+        assert ours[name] == pytest.approx(theirs, rel=WITHIN[name]), name
     assert max(theirs := TRL[setting]["loss"]) - min(theirs) > 0.2  # a curve, not a line
 
 
