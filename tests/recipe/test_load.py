@@ -104,6 +104,9 @@ def test_filter_that_cannot_be_meant_is_a_mistake(data, what):
     ("\n  type: dpo\n  loss: ipo\n  label_smoothing: 0.1", "7",
      "objective.label_smoothing: a setting of loss sigmoid, and objective.loss is ipo", None),
     ("{type: dpo}\ndata: {train: x.jsonl, on_overflow: split}", "5", "data.on_overflow: split parts conversations", None),
+    ("{type: distill}", "4", "objective.teacher: required", None),
+    ("{type: distill, teacher: t, alpha: 1.5}", "4", "objective.alpha: Input should be less than or equal to 1", None),
+    ("{type: kto, top_k: 5}", "4", "objective.top_k: a setting of distill, and objective.type is kto", None),
 ])
 def test_objective_that_cannot_be_meant_is_a_mistake(objective, line, what, fix):
     given = GOOD if "data:" not in objective else "name: a\nbase: b\n\n"

@@ -22,16 +22,12 @@ GRAIN = 64
 the resident set grows with every step (docs/measurements.md)."""
 
 
-class TokenLosses(torch.autograd.Function):
-    """-log p(label) of each token, 0 where the label is IGNORE; and how many labels are the most likely word. ([N], count)
-
-    What a token costs depends on its own hidden state alone, so the gradients of all tokens can be kept from the forward pass
-    and each multiplied with what comes from above, whatever a loss makes of the tokens.
-    """
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over labelled tokens of -log p(label), 0 where the label is IGNORE. Returns (sum, count of argmax hits)."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N):
-        losses_N = torch.zeros(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         hits = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         needs_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
@@ -42,7 +38,8 @@ class TokenLosses(torch.autograd.Function):
             if library := library_for(logits_CV):
                 if bias_V is not None:
                     logits_CV += bias_V
-                losses_N[part], hits_C = cross_entropy(library, logits_CV, labels_C, needs_grad)
+                loss_C, hits_C = cross_entropy(library, logits_CV, labels_C, needs_grad)
+                total += loss_C.sum()
                 hits += hits_C.sum()
                 if needs_grad:
                     torch.mm(logits_CV, weight_VD, out=grad_ND[part])
@@ -54,7 +51,7 @@ class TokenLosses(torch.autograd.Function):
             logp_CV = logits_CV.log_softmax(-1)
             real_C = labels_C != IGNORE
             words_C = labels_C.clamp(min=0)
-            losses_N[part] = -logp_CV.gather(1, words_C[:, None]).squeeze(1) * real_C
+            total -= (logp_CV.gather(1, words_C[:, None]).squeeze(1) * real_C).sum()
             if needs_grad:
                 p_CV = logp_CV.exp_()
                 p_CV[torch.arange(labels_C.shape[0], device=p_CV.device), words_C] -= 1.0
@@ -62,12 +59,12 @@ class TokenLosses(torch.autograd.Function):
                 grad_ND[part] = p_CV.to(weight_VD.dtype) @ weight_VD
         ctx.grad_ND = grad_ND
         ctx.mark_non_differentiable(hits)
-        return losses_N, hits
+        return total, hits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, above_N, _hits):
-        return (ctx.grad_ND * above_N[:, None]).to(ctx.grad_ND.dtype), None, None, None
+    def backward(ctx, grad_total, _grad_hits):
+        return ctx.grad_ND * grad_total.to(ctx.grad_ND.dtype), None, None, None
 
 
 def labelled_positions(labels_T: torch.Tensor) -> torch.Tensor:
@@ -80,15 +77,9 @@ def chunked_loss(hidden_TD: torch.Tensor, head: nn.Linear, labels_T: torch.Tenso
 
     Positions without a label fill the last chunk up, as far as there are any.
     """
-    losses_N, hits = labelled_losses(hidden_TD, head, labels_T)
-    return losses_N.sum(), hits
-
-
-def labelled_losses(hidden_TD: torch.Tensor, head: nn.Linear, labels_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(-log p of each label in order, then zeros; count of hits), with gradients, as `chunked_loss`."""
     where = labelled_positions(labels_T)
     where = torch.cat([where, (labels_T == IGNORE).nonzero().squeeze(1)[: -len(where) % GRAIN]])
-    return TokenLosses.apply(hidden_TD.index_select(0, where), head.weight, head.bias, labels_T[where])
+    return ChunkedCrossEntropy.apply(hidden_TD.index_select(0, where), head.weight, head.bias, labels_T[where])
 
 
 def token_losses(hidden_ND: torch.Tensor, head: nn.Linear, labels_N: torch.Tensor) -> torch.Tensor:
