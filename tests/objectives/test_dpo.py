@@ -88,7 +88,7 @@ def test_a_model_that_is_its_reference_has_the_loss_that_is_known_beforehand(pat
     if path == "fast":
         fast.accelerate(model)
     objective = Dpo(PATHS[path].answer_logps, beta, loss, smoothing)
-    assert objective.first_loss == pytest.approx(first)
+    assert objective.first_loss([]) == pytest.approx(first)
     measured = evaluate(objective, model, [with_reference(PATHS[path], model)])
     assert measured.loss == pytest.approx(first, rel=1e-5)
     assert measured.extra["reward_margin"] == pytest.approx(0, abs=1e-4)

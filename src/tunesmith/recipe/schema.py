@@ -6,7 +6,7 @@ at once). Attribute docstrings are the reference documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
@@ -110,6 +110,15 @@ class Style(Section):
         return self
 
 
+class Replay(Section):
+    """Rows of another source among the training rows, against forgetting what the base could do."""
+
+    rows: Paths
+    """Where they are: as data.train."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Of all training rows. 0.01 to 0.2 is usual."""
+
+
 class Data(Section):
     train: Paths
     """File, glob, directory of rows or of chapters (.txt, .md), hf:owner/name[@revision][:split], or a list of them; paths are
@@ -128,6 +137,8 @@ class Data(Section):
     mix: Annotated[Annotated[Mix, Tag("dict[mix]")] | Annotated[list[Mix], Field(min_length=1), Tag("list[mix]")],
                    Discriminator(lambda mix: "list[mix]" if isinstance(mix, list) else "dict[mix]")] = Mix()
     """One section, or a list of them: each is applied to what the one before it left."""
+    replay: Replay | None = None
+    """More rows to train on, drawn after the mix; they never come into a test set."""
     repair: bool = False
     """Repair what is safe to repair: broken encodings, invisible characters, line ends, white space after answers. Another
     dataset is made of it, and `tunesmith data diff` shows every change."""
@@ -289,8 +300,24 @@ class Objective(Section):
     """dpo: `ipo` does not push pairs apart that are apart enough."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """dpo with loss sigmoid: share of the pairs that are believed to be the wrong way round."""
+    desirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """kto: of the rows labelled true. Weight times rows of both kinds should be about the same."""
+    undesirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """kto: of the rows labelled false."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """distill: the model to learn from, named as a base is. Its vocabulary must be the base's."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """distill: above 1, words that the teacher finds unlikely count more."""
+    kl: Literal["forward", "reverse"] = "forward"
+    """distill: forward covers all that the teacher might say, reverse keeps to what it says most."""
+    top_k: Annotated[int, Field(ge=1)] = 64
+    """distill: words of the teacher that are kept by name at each token, all others as one. 8 bytes each are kept on disk."""
+    alpha: Share = 0.5
+    """distill: share of the teacher in the loss; the rest is that of the row's own answer."""
 
-    _of = {"beta": ("dpo", "kto"), "loss": ("dpo",), "label_smoothing": ("dpo",)}
+    _of: ClassVar[dict[str, tuple[str, ...]]] = {
+        "beta": ("dpo", "kto"), "loss": ("dpo",), "label_smoothing": ("dpo",), "desirable_weight": ("kto",),
+        "undesirable_weight": ("kto",)} | dict.fromkeys(("teacher", "temperature", "kl", "top_k", "alpha"), ("distill",))
 
     @model_validator(mode="after")
     def _its_own_keys(self):
@@ -298,6 +325,9 @@ class Objective(Section):
             if self.type not in self._of[name]:
                 raise PydanticCustomError("not_of_this_type", "{what}", {"at": ("objective", name), "what":
                     f"a setting of {' and '.join(self._of[name])}, and objective.type is {self.type}"})
+        if self.type == "distill" and self.teacher is None:
+            raise PydanticCustomError("no_teacher", "{what}", {"at": ("objective", "teacher"), "what":
+                "required: the model that distill learns from, such as a larger one of the same family"})
         if self.loss == "ipo" and self.label_smoothing:
             raise PydanticCustomError("not_of_this_loss", "{what}", {
                 "what": "a setting of loss sigmoid, and objective.loss is ipo", "at": ("objective", "label_smoothing")})

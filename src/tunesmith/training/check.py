@@ -15,7 +15,7 @@ from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.recipe.load import Loaded, load
 from tunesmith.template.fingerprint import fingerprint
-from tunesmith.training.objective import rows_of
+from tunesmith.training.objective import rows_of, teacher_of
 from tunesmith.training.run import tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
@@ -32,6 +32,8 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
     try:
         loaded = load(recipe)
         base = resolve(loaded.recipe.base, loaded.folder)
+        if loaded.recipe.objective.type == "distill":
+            teacher_of(loaded, base)
         dataset = prepare(loaded, tokenizer_for(base, loaded), say)
         result["dataset_id"] = dataset.id
         problems += _data_problems(loaded, dataset)
