@@ -101,8 +101,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         print("RESULT " + json.dumps(one(*CONFIGURATIONS[int(sys.argv[1])])))
         return
-    print("| base | engine | dtype | rank | tokens | a row | memory, estimated | measured | off by | time, estimated "
-          "| measured |")
+    print("| base | engine | dtype | rank | tokens | a row | memory, estimated | measured | off by "
+          "| time, estimated | measured |")
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for number, configuration in enumerate(CONFIGURATIONS):
         done = subprocess.run([sys.executable, __file__, str(number)], capture_output=True, text=True)

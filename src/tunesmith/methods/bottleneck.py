@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.schema import Bottleneck
 
 PEFT_TYPE = "BOTTLENECK"
-USUAL_RATES = (5e-5, 1e-2)
+USUAL_RATES = (1e-4, 2e-3)
 PLACES = {"mlp": ("mlp", "feed_forward"), "attention": ("self_attn", "attn", "attention", "self_attention")}
 ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 

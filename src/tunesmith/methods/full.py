@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.schema import Full
 
 PEFT_TYPE = "FULL"
-USUAL_RATES = (1e-6, 1e-4)
+USUAL_RATES = (1e-6, 3e-5)
 
 
 class Whole(Adapted):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tunesmith.recipe.schema import Prefix
 
-USUAL_RATES = (1e-4, 0.5)
+USUAL_RATES = (2e-3, 0.1)
 
 
 class Prefixed(virtual.Prompted):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tunesmith.recipe.schema import Prompt
 
-USUAL_RATES = (1e-3, 0.5)
+USUAL_RATES = (3e-3, 0.3)
 
 
 class SoftPrompt(virtual.Prompted):
