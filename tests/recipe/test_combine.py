@@ -27,8 +27,8 @@ def recipe(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(1, 512), min_size=2, max_size=8, unique=True), st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8,
-                                                                                   unique=True))
+@given(st.lists(st.integers(1, 512), min_size=2, max_size=8, unique=True),
+       st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8, unique=True))
 def test_combinations_are_the_product_and_each_is_the_recipe_with_its_values(recipe, ranks, rates):
     original, made = combine(recipe, [f"method.rank={','.join(map(str, ranks))}",
                                       f"train.learning_rate={','.join(map(str, rates))}"])

@@ -29,7 +29,7 @@ SPEAKS = {
     "full does not fit, lora does": (facts(Full(), free=3.0, tokens=10**8), "method.type: lora takes about 2.0 GB"),
     "neither full nor lora, qlora does": (facts(Full(), free=1.5, tokens=10**8), "method.type: qlora takes about 1.0 GB"),
     "prompt on a wide task": (facts(Prompt(), varied=0.6), "method.type: lora: the rows are no narrow task (Vendi Score 60%"),
-    "prefix on a wide task without the memory for lora": (facts(Prefix(), varied=0.6, free=1.5), "method.type: qlora: the rows"),
+    "prefix on a wide task, no memory for lora": (facts(Prefix(), varied=0.6, free=1.5), "method.type: qlora: the rows"),
     "more tokens than the rank holds": (facts(Lora(rank=16), tokens=25_000_000), "method.rank: 64"),
     "more than any rank holds, and memory": (facts(Lora(rank=16), tokens=10**9), "method.type: full fits into memory"),
     "few tokens for every weight": (facts(Full(), tokens=50_000), "method.type: lora: 50,000 trained tokens are few"),
