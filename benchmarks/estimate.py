@@ -19,7 +19,8 @@ import time
 SMOLLM = "SmolLM2-135M"
 SHAPES = {
     "Qwen2.5-0.5B": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
+                               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+                               "tie_word_embeddings": True}),
     "Llama-3.2-1B": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
                                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
                                "tie_word_embeddings": True}),
@@ -112,7 +113,8 @@ def main() -> None:
         r = json.loads(found[1])
         base, engine, dtype, rank, tokens, row = configuration
         print(f"| {base} | {engine} | {dtype} | {rank} | {tokens} | {row} | {r['said'] / 1e9:.2f} GB "
-              f"| {r['peak'] / 1e9:.2f} GB | {r['said'] / r['peak'] - 1:+.0%} | {r['seconds_said']:.2f} s | {r['seconds']:.2f} s |", flush=True)
+              f"| {r['peak'] / 1e9:.2f} GB | {r['said'] / r['peak'] - 1:+.0%} "
+              f"| {r['seconds_said']:.2f} s | {r['seconds']:.2f} s |", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ from tunesmith.verbs import (
     runs,
     show,
     show_rows,
+    sweep,
     train,
     verify_packing,
+    verify_quantised,
     verify_release,
     verify_resume,
     watch,
@@ -40,6 +42,6 @@ from tunesmith.verbs import (
 __version__ = "0.1.0"
 __all__ = [
     "audit", "check", "compare", "convert_data", "diff_data", "evaluate", "import_recipe", "init", "prepare", "promote",
-    "release", "rollback", "run", "runs", "show", "show_rows", "train", "verify_packing", "verify_release", "verify_resume",
-    "watch",
+    "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing", "verify_quantised",
+    "verify_release", "verify_resume", "watch",
 ]

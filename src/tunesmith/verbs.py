@@ -18,7 +18,7 @@ def _silent(_line: str) -> None:
 
 
 def check(recipe: str | Path, *, say: Say = _silent) -> dict:
-    """`{ok, problems, estimate, dataset_id}`."""
+    """`{ok, problems, estimate, targets, serving, dataset_id, advice[]}`; advice is at most three lines, or none."""
     from tunesmith.training.check import check as check_recipe
 
     return check_recipe(recipe, say)
@@ -108,6 +108,24 @@ def evaluate(run: str, *, say: Say = _silent) -> dict:
     found = _run_of(run)
     report = evaluate_run(found, say)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
+
+
+def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say = _silent) -> dict:
+    """Train the recipe for each combination of `KEY=V1,V2`, and compare: `{sweep_id, status, metric, rows[{values, run_id,
+    status, trainable_parameters, target, regression, peak_memory_bytes, seconds, spectrum, against_best}], recommended,
+    separated, conclusion, path, page, ...}`.
+
+    `margin`: how much worse than the best is good enough, in the target metric's own unit. Sizes in bytes, times in seconds.
+
+    Raises:
+        UsageError: fewer than two combinations or more than 64, or a key that changes nothing of what is trained.
+        RecipeError: an unknown key, or a value that does not fit.
+        DataError: combinations that would be tested on different rows.
+        TrainingError: not one of them could be trained.
+    """
+    from tunesmith.evals.sweep import sweep as sweep_recipe
+
+    return sweep_recipe(recipe, sets, margin, say)
 
 
 def release(run: str, *, say: Say = _silent) -> dict:
@@ -223,6 +241,18 @@ def verify_resume(recipe: str | Path, *, steps: int = 4, kills: int = 0, say: Sa
     from tunesmith.training.prove import resume
 
     return resume(recipe, steps, say, kills)
+
+
+def verify_quantised(recipe: str | Path, *, steps: int = 8, say: Say = _silent) -> dict:
+    """`{ok, stages[{stage, against, largest_difference, tolerance, same_tokens, ok, why}], message}`: QLoRA from training to
+    both merged models, each stage's logits against those of the one before.
+
+    Raises:
+        UsageError: the recipe's method is not qlora.
+    """
+    from tunesmith.evals.quantised import quantised
+
+    return quantised(recipe, steps, say)
 
 
 def verify_release(release: str) -> dict:

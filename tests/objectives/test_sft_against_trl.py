@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tests.objectives.tiny import ROWS_A_STEP, SFT_SETTINGS, base_model, chats, fill
+
 from tunesmith.engine import fast, plain
 from tunesmith.engine.loss import IGNORE
 from tunesmith.methods import lora

@@ -23,5 +23,6 @@ def check(recipe: Annotated[str, typer.Argument(metavar="RECIPE")], as_json: Jso
         lines += ["adapter: " + shapes[0], *(f"         {shape}" for shape in shapes[1:])]
     if (serving := checked["serving"]) and serving["vllm"]["loads"]:
         lines.append(f"serving: here, and vLLM with --max-lora-rank {serving['vllm']['max_lora_rank']}")
+    lines += [f"advice: {line}" for line in checked["advice"]]
     emit(checked, as_json, [*lines, "ready to train" if checked["ok"] else "not ready: mend the errors above"])
     raise typer.Exit(0 if checked["ok"] else 2)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.output import Json, emit, say
+from tunesmith.cli.output import Json, emit, say, table
 
 app = typer.Typer(help="Proofs that anybody can run.", no_args_is_help=True, rich_markup_mode=None)
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE")]
@@ -29,6 +29,24 @@ def resume(
     from tunesmith import verbs
 
     _show(verbs.verify_resume(recipe, steps=steps, kills=kills, say=say), as_json)
+
+
+@app.command()
+def quantised(
+    recipe: Recipe,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to train.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """QLoRA from training to both merged models: each stage answers as the one before, as far as it should."""
+    from tunesmith import verbs
+
+    proof = verbs.verify_quantised(recipe, steps=steps, say=say)
+    rows = [[s["stage"], s["against"], f"{s['largest_difference']:.1e}", f"{s['tolerance']:.1e}",
+             "yes" if s["same_tokens"] else "no", "ok" if s["ok"] else "DIFFERENT"] for s in proof["stages"]]
+    emit(proof, as_json, [*table(["stage", "against", "difference", "allowed", "same tokens", ""], rows),
+                          *(f"{s['stage']}: {s['why']}" for s in proof["stages"]),
+                          f"{'ok' if proof['ok'] else 'DIFFERENT'}: {proof['message']}"])
+    raise typer.Exit(0 if proof["ok"] else 1)
 
 
 @app.command()

@@ -119,6 +119,16 @@ def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.T
     return list(losses_N.split([sum(label != IGNORE for label in labels) for _, labels in rows]))
 
 
+def answer_logits(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """Logits at each labelled token, [labels, vocabulary], of each row of one pack."""
+    with torch.inference_mode():
+        hidden_TD, labels_T = _hidden(model, rows)
+        head = model.get_base_model().get_output_embeddings()
+        logits_NV = head(hidden_TD.index_select(0, labelled_positions(labels_T)))
+    counts = [sum(label != IGNORE for label in labels) for _, labels in rows]
+    return list(logits_NV[: sum(counts)].split(counts))
+
+
 def _hidden(model, rows: list[tuple[list[int], list[int]]],
             families: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(last hidden states, shifted labels) of all tokens of a pack and of what it is filled up with."""

@@ -25,8 +25,11 @@ REPORT = "report"
 TUNED, ZERO_SHOT, FEW_SHOT = "tuned", "zero_shot", "few_shot"
 
 
-def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
+def evaluate(run: Run, say: Say = lambda _line: None, remembered: Path | None = None) -> dict:
     """Measure a finished run and write its report. Returns the report.
+
+    What the base says is the same for all runs of one base, data and settings: in the directory `remembered` it is looked
+    up, and kept for the next.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -42,9 +45,9 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
 
     loaded, dataset, base, state = run.recipe(), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
-    samples = {n: _sample(dataset, n, recipe.eval.samples, recipe.train.seed) for n in dataset.tests}
+    samples = {n: sampled(dataset, n, recipe.eval.samples, recipe.train.seed) for n in dataset.tests}
     for name, rows in samples.items():
-        measurable(name, _pick(dataset, name, rows), recipe.eval)
+        measurable(name, picked(dataset, name, rows), recipe.eval)
     torch.set_num_threads(state["threads"])
     keep_pages()
     tokenizer = tokenizer_for(base, loaded)
@@ -54,9 +57,13 @@ def evaluate(run: Run, say: Say = lambda _line: None) -> dict:
     sets = {}
     for name, rows in samples.items():
         say(f"evaluating {len(rows)} rows of {name!r}")
-        results = _measure(model, tokenizer, dataset, name, rows, shots, recipe.eval, say)
+        key = _base_key(run, name, rows, fingerprint(tokenizer))
+        known = read_json(remembered / key) if remembered and (remembered / key).is_file() else {}
+        results = _measure(model, tokenizer, dataset, name, rows, shots, recipe.eval, known, say)
+        if remembered and not known:
+            write_json(remembered / key, {system: r for system, r in results.items() if system != TUNED})
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        sets[name] = {"source": source} | compare_set(_pick(dataset, name, rows), results, recipe.eval)
+        sets[name] = {"source": source} | compare_set(picked(dataset, name, rows), results, recipe.eval)
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -111,7 +118,7 @@ def summary(report: dict) -> dict:
             "conclusion": report["verdict"], "worry": report["worry"]}
 
 
-def _sample(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
+def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
     """Numbers of rows. An answer that is labelled bad is no reference to score against.
 
     Raises:
@@ -124,7 +131,7 @@ def _sample(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
     return sorted(random.Random(f"{seed}/{name}").sample(good, min(samples, len(good))))
 
 
-def _pick(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
+def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
     all_rows = dataset.rows(name)
     return [all_rows[i] for i in rows]
 
@@ -136,18 +143,31 @@ def _shots(dataset: Dataset, recipe: Recipe) -> list[Row]:
     return random.Random(f"{recipe.train.seed}/shots").sample(rows, min(recipe.eval.shots, len(rows)))
 
 
+def _base_key(run: Run, name: str, rows: list[int], template: str) -> str:
+    """A file's name for all that the base's answers to test set `name` depend on. QLoRA's base is the quantised one."""
+    state, recipe = run.state, run.recipe().recipe
+    quantised = {k: getattr(recipe.method, k, None) for k in ("block_size", "double_quant")}
+    return sha256_json([state["base"]["digest"], quantised, state["dtype"], state["device"], state["threads"],
+                        state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, name, rows,
+                        template]).removeprefix("sha256:")[:20] + ".json"
+
+
 def _measure(model, tokenizer, dataset: Dataset, name: str, rows: list[int], shots: list[Row], config: Eval,
-             say: Say) -> dict[str, dict]:
-    """{system: {"answers": [(text, stopped)], "losses": ([nats], [tokens])}}"""
+             known: dict[str, dict], say: Say) -> dict[str, dict]:
+    """{system: {"answers": [(text, stopped)], "losses": ([nats], [tokens])}}; systems in `known` are not asked again."""
     from tunesmith.evals.likelihood import row_losses
     from tunesmith.objectives.sft import sample
     from tunesmith.serving.generate import answers
     from tunesmith.template.render import generation_prompt, stop_ids
 
-    questions, tokens, stops = _pick(dataset, name, rows), dataset.tokens(name), stop_ids(tokenizer)
+    questions, tokens, stops = picked(dataset, name, rows), dataset.tokens(name), stop_ids(tokenizer)
     results = {}
     for system in (*config.baselines, TUNED):
         if system == FEW_SHOT and not shots:
+            continue
+        if system in known:
+            results[system] = known[system]
+            say(f"  {system}: {len(rows)} rows answered before")
             continue
         messages = [_with_shots(q, shots) if system == FEW_SHOT else q.question for q in questions]
         prompts = [generation_prompt(tokenizer, m, q.tools) for m, q in zip(messages, questions, strict=True)]

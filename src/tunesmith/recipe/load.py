@@ -71,7 +71,7 @@ def yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], li
 
     lines: dict[tuple, int] = {}
     problems: list[Problem] = []
-    loader = _yaml_loader()
+    loader = yaml_loader()
 
     walked: set[int] = set()
 
@@ -108,7 +108,7 @@ def yaml_with_lines(text: str, where: str) -> tuple[object, dict[tuple, int], li
     return value, lines, problems
 
 
-def _yaml_loader() -> type:
+def yaml_loader() -> type:
     """YAML 1.1 reads `2e-4` as text and `2026-01-31` as a date. Everybody means the number and the text."""
     import yaml
 

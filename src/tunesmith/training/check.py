@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.leaks import leaked_rows
@@ -14,7 +16,9 @@ from tunesmith.errors import BaseModelError, Problem, TunesmithError
 from tunesmith.models.base import Base, resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.recipe.load import Loaded, load
+from tunesmith.recipe.schema import Recipe
 from tunesmith.template.fingerprint import fingerprint
+from tunesmith.training import advice
 from tunesmith.training.objective import rows_of, teacher_of
 from tunesmith.training.run import tokenizer_for
 
@@ -25,11 +29,13 @@ FAR_OFF = 5
 
 
 def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -> dict:
-    """`{ok, problems, estimate, targets, serving, dataset_id}`. Problems of severity error make `ok` false; none is raised.
+    """`{ok, problems, estimate, targets, serving, dataset_id, advice[]}`. A problem of severity error makes `ok` false; none is
+    raised.
 
     Schema, base, rows, template, mask, length, duplicates, leaks, targets, whether memory will do and vLLM will load it.
     """
-    result: dict = {"ok": False, "problems": [], "estimate": None, "targets": [], "serving": None, "dataset_id": None}
+    result: dict = {"ok": False, "problems": [], "estimate": None, "targets": [], "serving": None, "dataset_id": None,
+                    "advice": []}
     problems: list[Problem] = []
     try:
         loaded = load(recipe)
@@ -43,12 +49,83 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
         result["estimate"], result["targets"], result["serving"] = estimate(loaded, base, dataset)
         problems += _memory_problems(result["estimate"]) + _serving_problems(result["serving"]["vllm"])
         problems += _method_problems(loaded, base, dataset)
+        result["advice"] = advice.advise(_facts(loaded.recipe, base, dataset))
     except TunesmithError as error:
         problems += error.problems or [Problem(code=type(error).__name__, message=error.what, where=error.where,
                                                fix=error.fix or error.why)]
     result["problems"] = [p.as_dict() for p in problems]
     result["ok"] = not any(p.severity == "error" for p in problems)
     return result
+
+
+def on_meta(base: Base):
+    """The base without its weights. Raises BaseModelError as `models.load.model_of`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tunesmith.models.load import quiet_transformers
+
+    try:
+        with torch.device("meta"), quiet_transformers():
+            config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model", where=str(base.path),
+                             why=str(error).splitlines()[0]) from error
+
+
+def estimate_parameters(loaded: Loaded, base: Base) -> int:
+    """Trainable parameters. Raises RecipeError: the method does not fit this base."""
+    from tunesmith import methods
+
+    return methods.of(loaded.recipe.method).estimate(on_meta(base), loaded.recipe.method).trainable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """A training as the estimate sees it."""
+
+    needs: Any
+    """methods.targets.Estimate"""
+    dtype: Any
+    device: str
+    engine: str
+    shape: Any
+    """engine.estimate.Shape"""
+    steps: int
+    rows: list[list[int]]
+    """Tokens of each row of each pack,"""
+    packs: list[int]
+    """and of each pack, padding included."""
+    peak: Callable[[int], int]
+    """Bytes of a training whose largest pack has so many tokens."""
+
+
+def plan(recipe: Recipe, base: Base, dataset: Dataset, model) -> Plan:
+    """What a recipe's training takes on this base (`on_meta`). Raises RecipeError: a target matches no layer."""
+    from tunesmith import methods
+    from tunesmith.engine import estimate as arithmetic
+    from tunesmith.engine.memory import resident_bytes
+    from tunesmith.engine.precision import choose
+    from tunesmith.models.load import parameter_count
+
+    config = model.config.get_text_config()
+    needs = methods.of(recipe.method).estimate(model, recipe.method)
+    choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
+    engine = _engine(recipe, config, choice.device)
+    shape = arithmetic.Shape.of(config, parameter_count(base), needs.trainable, choice.dtype.itemsize)
+    lengths = rows_of(recipe, dataset, TRAIN).lengths
+    steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
+                       epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
+    rows = [[lengths[r] + needs.tokens_per_row for r in pack] for step in steps for pack in step.packs]
+    packs = [max(pack) * len(pack) if engine == "plain" else sum(pack) for pack in rows]
+    process = resident_bytes() + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight
+
+    def peak(pack_tokens: int) -> int:
+        return (arithmetic.peak_memory_bytes(shape, pack_tokens, max(lengths), engine, process)
+                + needs.kept_bytes_per_token * pack_tokens)
+
+    return Plan(needs, choice.dtype, choice.device, engine, shape, len(steps), rows, packs, peak)
 
 
 def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[dict], dict]:
@@ -58,53 +135,39 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
         RecipeError: a target matches no layer.
         BaseModelError: as `models.load.model_of`.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from tunesmith import methods
     from tunesmith.engine import estimate as arithmetic
-    from tunesmith.engine.memory import resident_bytes
-    from tunesmith.engine.precision import choose
     from tunesmith.methods import report
-    from tunesmith.models.load import parameter_count, quiet_transformers
 
-    recipe = loaded.recipe
-    try:
-        with torch.device("meta"), quiet_transformers():
-            config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model", where=str(base.path),
-                             why=str(error).splitlines()[0]) from error
-    needs = methods.of(recipe.method).estimate(model, recipe.method)
-    trainable = needs.trainable
-    choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
-    engine = _engine(recipe, config.get_text_config(), choice.device)
-    shape = arithmetic.Shape.of(config.get_text_config(), parameter_count(base), trainable, choice.dtype.itemsize)
+    p = plan(loaded.recipe, base, dataset, on_meta(base))
     # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
-    timed = dataclasses.replace(shape, trainable=shape.parameters // 3) if needs.weight_gradients else shape
-    rate = arithmetic.flops_per_second(shape, choice.dtype, choice.device)
-    lengths = rows_of(recipe, dataset, TRAIN).lengths
-    steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
-                       epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
-    rows = [[lengths[r] + needs.tokens_per_row for r in pack] for step in steps for pack in step.packs]
-    packs = [max(pack) * len(pack) if engine == "plain" else sum(pack) for pack in rows]
+    timed = dataclasses.replace(p.shape, trainable=p.shape.parameters // 3) if p.needs.weight_gradients else p.shape
+    rate = arithmetic.flops_per_second(p.shape, p.dtype, p.device)
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
-    process = resident_bytes() + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight
-
-    def peak(pack_tokens: int) -> int:
-        return (arithmetic.peak_memory_bytes(shape, pack_tokens, max(lengths), engine, process)
-                + needs.kept_bytes_per_token * pack_tokens)
-
+    tokens, longest = sum(p.packs), max(map(max, p.rows))
     found = {
-        "peak_memory_bytes": peak(max(packs)),
-        "seconds": round(arithmetic.seconds(timed, sum(packs), int(sum(packs) * trained), rate, engine), 1),
-        "trainable_parameters": trainable, "adapter_bytes": needs.adapter_bytes, "steps": len(steps),
-        "tokens": sum(map(sum, rows)), "matched_layers": len(needs.parts),
-        "dtype": str(choice.dtype).removeprefix("torch."), "engine": engine,
-        "longest_row": max(map(max, rows)), "smaller_packs": _smaller(peak, max(packs), max(map(max, rows))),
+        "peak_memory_bytes": p.peak(max(p.packs)),
+        "seconds": round(arithmetic.seconds(timed, tokens, int(tokens * trained), rate, p.engine), 1),
+        "trainable_parameters": p.needs.trainable, "adapter_bytes": p.needs.adapter_bytes, "steps": p.steps,
+        "tokens": sum(map(sum, p.rows)), "matched_layers": len(p.needs.parts),
+        "dtype": str(p.dtype).removeprefix("torch."), "engine": p.engine,
+        "longest_row": longest, "smaller_packs": _smaller(p.peak, max(p.packs), longest),
     }
-    return found, report.by_module(needs.parts), {"vllm": report.vllm(methods.saved_config(recipe.method, base.ref))}
+    serving = {"vllm": report.vllm(methods.saved_config(loaded.recipe.method, base.ref))}
+    return found, report.by_module(p.needs.parts), serving
+
+
+def _facts(recipe: Recipe, base: Base, dataset: Dataset) -> advice.Facts:
+    """What each method would take in place of the recipe's. One that this base cannot be trained with is left out."""
+    model, counts, varied = on_meta(base), dataset.manifest["counts"], dataset.manifest["diversity"]
+    peaks, parameters = {}, {}
+    for kind, method in advice.alternatives(recipe.method).items():
+        train = recipe.train.model_copy(update={"dtype": "auto"}) if kind == "full" else recipe.train
+        with suppress(TunesmithError):
+            p = plan(recipe.model_copy(update={"method": method, "train": train}), base, dataset, model)
+            peaks[kind], parameters[kind] = p.peak(max(p.packs)), p.needs.trainable
+    return advice.Facts(method=recipe.method, peaks=peaks, parameters=parameters, free_bytes=_available_bytes(),
+                        trained_tokens=counts["trained_tokens"], varied=varied and varied["vendi"]["share"])
 
 
 def _engine(recipe, config, device: str) -> str:
