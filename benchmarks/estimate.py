@@ -55,7 +55,7 @@ def one(base_name: str, engine: str, dtype_name: str, rank: int, tokens: int, ro
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import forward_backward
-    from tunesmith.recipe.schema import Lora
+    from tunesmith.recipe.methods import Lora
 
     keep_pages()
     dtype = getattr(torch, dtype_name)

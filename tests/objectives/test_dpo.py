@@ -22,7 +22,7 @@ from tunesmith.methods import lora
 from tunesmith.objectives.dpo import Dpo, Pair
 from tunesmith.objectives.families import answer, family, labels, tokens
 from tunesmith.objectives.step import evaluate, forward_backward
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 PATHS = {"plain": plain, "fast": fast}

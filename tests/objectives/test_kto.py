@@ -18,7 +18,7 @@ from tunesmith.methods import lora
 from tunesmith.objectives.families import family
 from tunesmith.objectives.kto import Kto, Labelled
 from tunesmith.objectives.step import evaluate, forward_backward
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 

@@ -16,7 +16,7 @@ from tunesmith.engine import fast, plain
 from tunesmith.engine.loss import IGNORE
 from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward, sample
-from tunesmith.recipe.schema import Lora
+from tunesmith.recipe.methods import Lora
 
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 CLIP = 1.0

@@ -16,7 +16,8 @@ from tunesmith.errors import RecipeError, UsageError
 from tunesmith.recipe.foreign.convert import TOOLS, import_recipe
 from tunesmith.recipe.foreign.reference import markdown
 from tunesmith.recipe.load import load, parse
-from tunesmith.recipe.schema import METHODS, Objective, Train
+from tunesmith.recipe.methods import METHODS
+from tunesmith.recipe.schema import Objective, Train
 
 FIXTURES = Path(__file__).parent / "foreign"
 FILES = sorted(FIXTURES.glob("*.yaml"))

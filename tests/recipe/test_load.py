@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.load import load, parse
-from tunesmith.recipe.schema import METHODS, Recipe
+from tunesmith.recipe.methods import METHODS
+from tunesmith.recipe.schema import Recipe
 
 GOOD = "name: a\nbase: b\ndata: {train: x.jsonl}\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -23,7 +23,7 @@ from tunesmith.methods.targets import Estimate, Part, decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Bottleneck
+    from tunesmith.recipe.methods import Bottleneck
 
 PEFT_TYPE = "BOTTLENECK"
 USUAL_RATES = (1e-4, 2e-3)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import IA3Config, PeftModel
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Ia3
+    from tunesmith.recipe.methods import Ia3
 
 USUAL_RATES = (2e-3, 2e-2)
 KEYS_AND_VALUES = (("k_proj", "v_proj"), ("qkv_proj",), ("c_attn",), ("query_key_value",))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import LowRank
+    from tunesmith.recipe.methods import LowRank
 
 USUAL_RATES = (5e-5, 2e-3)
 

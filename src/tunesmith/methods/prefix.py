@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import PrefixTuningConfig
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Prefix
+    from tunesmith.recipe.methods import Prefix
 
 USUAL_RATES = (2e-3, 0.1)
 

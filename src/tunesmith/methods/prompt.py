@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft import PromptTuningConfig
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Prompt
+    from tunesmith.recipe.methods import Prompt
 
 USUAL_RATES = (3e-3, 0.3)
 

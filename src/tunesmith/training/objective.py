@@ -179,7 +179,7 @@ def _teacher_model(teacher: Base, recipe: Recipe, facts: dict, say: Say) -> tupl
 
     from tunesmith.engine import fast
     from tunesmith.methods import lora
-    from tunesmith.recipe.schema import Method
+    from tunesmith.recipe.methods import Method
 
     state = torch.get_rng_state()
     model = lora.attach(model_of(teacher, getattr(torch, facts["dtype"]), facts["device"]), Method(rank=1), teacher.ref)
