@@ -67,8 +67,8 @@ def sentiment(archive: Path, folder: Path, samples: int) -> dict:
                          for r in found if r.get("class") in ANSWERS and r["text"].strip()]
             random.Random(0).shuffle(rows)
             (folder / f"sentiment.{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return {"data": {"train": str(folder / "sentiment.train.jsonl"), "test": {"amazon": str(folder / "sentiment.test.jsonl")}, "on_overflow": "drop",
-                     "max_tokens": 512},
+    return {"data": {"train": str(folder / "sentiment.train.jsonl"), "test": {"amazon": str(folder / "sentiment.test.jsonl")},
+                     "max_tokens": 512, "on_overflow": "drop"},
             "eval": {"metrics": ["exact_match", "loss"], "baselines": ["zero_shot"], "samples": samples, "max_new_tokens": 8,
                      "batch_size": 100}}
 
