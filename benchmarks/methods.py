@@ -49,7 +49,7 @@ ANSWERS = {0: "negative", 1: "positive"}
 
 def addresses(samples: int) -> dict:
     return {"data": {"train": str(ADDRESSES / "train.jsonl"), "test": {"linn": str(ADDRESSES / "test.jsonl")},
-                     "max_tokens": 256},
+                     "max_tokens": 512},
             "eval": {"metrics": ["exact_match", "json_f1", "loss"], "baselines": ["zero_shot"], "samples": samples,
                      "max_new_tokens": 120, "batch_size": 100}}
 
@@ -68,7 +68,7 @@ def sentiment(archive: Path, folder: Path, samples: int) -> dict:
             random.Random(0).shuffle(rows)
             (folder / f"sentiment.{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return {"data": {"train": str(folder / "sentiment.train.jsonl"), "test": {"amazon": str(folder / "sentiment.test.jsonl")},
-                     "max_tokens": 256},
+                     "max_tokens": 512, "on_overflow": "drop"},
             "eval": {"metrics": ["exact_match", "loss"], "baselines": ["zero_shot"], "samples": samples, "max_new_tokens": 8,
                      "batch_size": 100}}
 
