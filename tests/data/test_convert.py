@@ -133,7 +133,6 @@ LOSSY = [
     ("openai_preference", PLAIN, ""), ("chosen_rejected", PLAIN, ""), ("kto", PLAIN, ""),
     ("openai", {"prompt": "q", "completion": "a", "label": False}, "desirable"),
     ("chosen_rejected", {"prompt": "q", "completion": "a", "label": False}, ""),
-    ("kto", {"prompt": "q", "chosen": "a", "rejected": "b"}, "rejected"),
     ("openai", {"prompt": "q", "completion": "a", "messages_": 1, "chosen": 1, "label": 0, "rejected_": 2}, None),
 ]
 

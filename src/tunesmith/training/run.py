@@ -318,8 +318,10 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         if kernels != state.get("kernels", "torch"):
             say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
         run.event("resumed", after_step=start)
+    if made.reference:
+        run.update(reference=made.reference)
     run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine, kernels=kernels,
-               trainable_parameters=trainable, total_steps=len(steps), error=None, reference=made.reference,
+               trainable_parameters=trainable, total_steps=len(steps), error=None,
                rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id,
                warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
     try:
