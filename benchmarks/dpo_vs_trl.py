@@ -122,7 +122,7 @@ def first_adapter(out: Path) -> None:
     from tunesmith.methods import lora
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
-    from tunesmith.recipe.schema import Method
+    from tunesmith.recipe.methods import Method
 
     torch.manual_seed(0)
     base = resolve(BASE)

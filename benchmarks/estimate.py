@@ -19,7 +19,8 @@ import time
 SMOLLM = "SmolLM2-135M"
 SHAPES = {
     "Qwen2.5-0.5B": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
+                               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+                               "tie_word_embeddings": True}),
     "Llama-3.2-1B": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
                                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
                                "tie_word_embeddings": True}),
@@ -54,7 +55,7 @@ def one(base_name: str, engine: str, dtype_name: str, rank: int, tokens: int, ro
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import forward_backward
-    from tunesmith.recipe.schema import Lora
+    from tunesmith.recipe.methods import Lora
 
     keep_pages()
     dtype = getattr(torch, dtype_name)
@@ -101,8 +102,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         print("RESULT " + json.dumps(one(*CONFIGURATIONS[int(sys.argv[1])])))
         return
-    print("| base | engine | dtype | rank | tokens | a row | memory, estimated | measured | off by | time, estimated "
-          "| measured |")
+    print("| base | engine | dtype | rank | tokens | a row | memory, estimated | measured | off by "
+          "| time, estimated | measured |")
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for number, configuration in enumerate(CONFIGURATIONS):
         done = subprocess.run([sys.executable, __file__, str(number)], capture_output=True, text=True)
@@ -112,7 +113,8 @@ def main() -> None:
         r = json.loads(found[1])
         base, engine, dtype, rank, tokens, row = configuration
         print(f"| {base} | {engine} | {dtype} | {rank} | {tokens} | {row} | {r['said'] / 1e9:.2f} GB "
-              f"| {r['peak'] / 1e9:.2f} GB | {r['said'] / r['peak'] - 1:+.0%} | {r['seconds_said']:.2f} s | {r['seconds']:.2f} s |", flush=True)
+              f"| {r['peak'] / 1e9:.2f} GB | {r['said'] / r['peak'] - 1:+.0%} "
+              f"| {r['seconds_said']:.2f} s | {r['seconds']:.2f} s |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from step import choose, forward_backward, lora, model_of, resolve, rows_of
 from tunesmith.engine import fast
 from tunesmith.engine.memory import keep_pages
 from tunesmith.engine.native import build
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 
 def main() -> None:

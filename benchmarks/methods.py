@@ -48,7 +48,8 @@ ANSWERS = {0: "negative", 1: "positive"}
 
 
 def addresses(samples: int) -> dict:
-    return {"data": {"train": str(ADDRESSES / "train.jsonl"), "test": {"linn": str(ADDRESSES / "test.jsonl")}, "max_tokens": 256},
+    return {"data": {"train": str(ADDRESSES / "train.jsonl"), "test": {"linn": str(ADDRESSES / "test.jsonl")},
+                     "max_tokens": 256},
             "eval": {"metrics": ["exact_match", "json_f1", "loss"], "baselines": ["zero_shot"], "samples": samples,
                      "max_new_tokens": 120, "batch_size": 100}}
 

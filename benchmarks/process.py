@@ -21,7 +21,7 @@ from step import choose, forward_backward, lora, model_of, resolve, rows_of
 
 from tunesmith.engine import fast, loss
 from tunesmith.engine.memory import keep_pages
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 SETTINGS = {"as torch comes": (False, False), "freed pages are kept": (True, False), "and packs are filled up": (True, True)}
 

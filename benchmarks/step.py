@@ -21,7 +21,7 @@ from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
 from tunesmith.objectives.sft import forward_backward
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 
 def rows_of(tokens: int) -> list[tuple[list[int], list[int]]]:

@@ -78,7 +78,7 @@ def ours(rows: list[dict], steps: int, tokens_a_step: int | None, out: Path) -> 
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import forward_backward, sample
-    from tunesmith.recipe.schema import Method
+    from tunesmith.recipe.methods import Method
 
     keep_pages()
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ def test_without_out_the_recipe_is_on_stdout_and_the_list_on_stderr(command):
 def test_people_read_what_has_no_equal_and_what_comes_next(command, tmp_path):
     done = command("import", FIXTURES / "llamafactory_qlora.yaml", "--out", tmp_path, check=0)
     assert f"next: tunesmith check {tmp_path / 'recipe.yaml'}" in done.stdout
-    assert f"no equal: {FIXTURES / 'llamafactory_qlora.yaml'}:2: quantization_bit" in done.stdout
+    assert f"no equal: {FIXTURES / 'llamafactory_qlora.yaml'}:7: additional_target" in done.stdout
 
 
 @pytest.mark.parametrize("content, words", [("", "empty"), ("- a", "a list"), ("a: [", "not valid YAML"), ("seed: 1",

@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.engine.loss import IGNORE
 from tunesmith.methods import lora
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 VOCABULARY = 97
 

@@ -18,7 +18,7 @@ from tunesmith.engine.native import build
 from tunesmith.engine.packing import layout
 from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 ARCHITECTURES = sorted(fast.KNOWN_ARCHITECTURES)
 LINEAR = {"phi": 6, "phi3": 4}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.engine import loss as room
-from tunesmith.engine.loss import IGNORE, TokenLosses, chunked_loss, labelled_positions
+from tunesmith.engine.loss import IGNORE, chunked_loss, labelled_positions
 from tunesmith.engine.native import build
 
 TOKENS, HIDDEN, VOCABULARY = 50, 12, 31  # 30 of them labelled
@@ -61,18 +61,6 @@ def test_a_head_that_is_trained_gets_its_gradient(problem, monkeypatch, chunk, b
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-5)
     if bias:
         torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_each_token_has_its_own_loss_and_any_weight_from_above(problem, monkeypatch):
-    hidden_TD, labels_T = problem
-    monkeypatch.setattr(room, "CHUNK_TOKENS", 8)
-    layer = head(True)
-    expected = F.cross_entropy(layer(hidden_TD), labels_T, ignore_index=IGNORE, reduction="none")
-    got, _ = TokenLosses.apply(hidden_TD, layer.weight, layer.bias, labels_T)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    above = torch.randn(TOKENS)
-    (want,), (found,) = (torch.autograd.grad(x, hidden_TD, above) for x in (expected, got))
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_pack_without_labels_costs_nothing_and_pulls_nowhere(problem):

@@ -15,7 +15,7 @@ from tunesmith import methods
 from tunesmith.evals.spectrum import effective_rank, held_by, singular_values, spectrum
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.schema import Ia3, Lora
+from tunesmith.recipe.methods import Ia3, Lora
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 16))
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from tunesmith.engine.loss import IGNORE
 from tunesmith.engine.nf4 import Packed
 from tunesmith.methods.adapted import Adapted
-from tunesmith.recipe.schema import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora
+from tunesmith.recipe.methods import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora
 
 VOCABULARY = 97
 METHODS = {

@@ -19,6 +19,7 @@ from tunesmith import methods
 from tunesmith.engine import fast, plain
 from tunesmith.errors import AdapterError
 from tunesmith.methods import files
+from tunesmith.objectives.sft import Sft
 from tunesmith.recipe.schema import Train
 from tunesmith.training import checkpoint
 from tunesmith.training.loop import Training
@@ -233,12 +234,12 @@ def test_merged_checkpoint_loads_without_us(named, attached, tmp_path):
 
 def training(model, tmp_path, named) -> Training:
     config = Train(learning_rate=1e-2, weight_decay=0.01)
-    return Training(tmp_path, config, model, plain.forward_loss, [None] * 4, lambda _r: None, [],
+    return Training(tmp_path, config, model, Sft(plain.forward_loss), [None] * 4, lambda _r: None, [],
                     learning_rate_ratios=methods.learning_rate_ratios(METHODS[named]))
 
 
 def step(t: Training, number: int) -> None:
-    value, _hits = t.forward_loss(t.model, make_rows([6, 11], seed=number))
+    value, _hits = plain.forward_loss(t.model, make_rows([6, 11], seed=number))
     value.backward()
     t.optimizer.step()
     t.scheduler.step()

@@ -20,7 +20,7 @@ from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

@@ -46,7 +46,7 @@ def recipe(make_recipe, named) -> Path:
     return make_recipe(**SHORT | {"method": RECIPES[named]})
 
 
-def test_checked_trained_and_evaluated(recipe, named, capsys):
+def test_checked_trained_and_evaluated(recipe, named):
     checked = check(recipe)
     assert checked["ok"], checked["problems"]
     loads = checked["serving"]["vllm"]["loads"]
@@ -69,10 +69,10 @@ def test_checked_trained_and_evaluated(recipe, named, capsys):
     assert report["adapter"]["trainable_parameters"] == state["trainable_parameters"]
     loss = report["sets"][report["primary"]]["metrics"]["loss"]
     assert loss["tuned"] != loss["base"] and abs(loss["tuned"]) < 100
+    the_adapter_is_that_of_the_last_checkpoint_and_moves_the_base(run)
 
 
-def test_the_adapter_is_that_of_the_last_checkpoint_and_moves_the_base(recipe, named):
-    run = Run.find(train(recipe)["run_id"])
+def the_adapter_is_that_of_the_last_checkpoint_and_moves_the_base(run: Run) -> None:
     last = sorted(run.path.glob("checkpoint-*"))[-1]
     assert (last / files.WEIGHTS_FILE).read_bytes() == (run.adapter / files.WEIGHTS_FILE).read_bytes()
     assert (last / files.CONFIG_FILE).read_bytes() == (run.adapter / files.CONFIG_FILE).read_bytes()
@@ -84,8 +84,9 @@ def test_the_adapter_is_that_of_the_last_checkpoint_and_moves_the_base(recipe, n
             assert (model(input_ids=ids).logits - on).abs().max() > 1e-4
 
 
-def test_resumed_by_the_verb_it_is_the_same_to_the_last_bit(recipe):
-    found = prove.resume(recipe, 4, lambda _line: None)
+@pytest.mark.parametrize("named", ["pissa", "qlora", "full", "prefix", "bottleneck"])
+def test_resumed_by_the_verb_it_is_the_same_to_the_last_bit(make_recipe, named):
+    found = prove.resume(make_recipe(**SHORT | {"method": RECIPES[named]}), 4, lambda _line: None)
     assert found["identical"], found
 
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.methods import lora, report
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 
 @pytest.fixture

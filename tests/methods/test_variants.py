@@ -18,7 +18,8 @@ from tunesmith import methods
 from tunesmith.engine import plain
 from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.methods import files, report
-from tunesmith.recipe.schema import Bottleneck, Ia3, Lora, Prefix, Prompt, Qlora, Train
+from tunesmith.recipe.methods import Bottleneck, Ia3, Lora, Prefix, Prompt, Qlora
+from tunesmith.recipe.schema import Train
 from tunesmith.training.loop import Training
 
 # ---- LoRA's options ---------------------------------------------------------------------------------------------------

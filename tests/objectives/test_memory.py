@@ -18,7 +18,7 @@ from tunesmith.engine import fast, plain
 from tunesmith.errors import TrainingError
 from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward, sample
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -13,6 +13,9 @@ import torch
 VOCABULARY = 61
 SETTINGS = {"dpo sigmoid 0.1": ("sigmoid", 0.1), "dpo sigmoid 2": ("sigmoid", 2.0), "dpo ipo 0.1": ("ipo", 0.1),
             "dpo ipo 1": ("ipo", 1.0)}
+SFT_SETTINGS = {"sft 0.0005": 0.0005, "sft 0.003": 0.003}
+"""Learning rate of AdamW, constant."""
+ROWS_A_STEP = 2
 KTO_SETTINGS = {"kto 0.1": (0.1, 1.0, 1.0), "kto 1 weighted": (1.0, 1.5, 0.5)}
 """beta, weight of desirable and of undesirable answers."""
 
@@ -50,3 +53,9 @@ def labelled(count: int = 6) -> list[dict]:
     answers = [row["chosen_ids"] if i % 3 else row["rejected_ids"] for i, row in enumerate(rows)]
     return [{"prompt_ids": row["prompt_ids"], "completion_ids": answer, "KL_completion_ids": other, "label": i % 3 != 0}
             for i, (row, answer, other) in enumerate(zip(rows, answers, answers[-1:] + answers[:-1], strict=True))]
+
+
+def chats(count: int = 24) -> list[dict]:
+    """`{input_ids, labels}`, labels not shifted, -100 over the prompt: two rows a step of supervised fine-tuning."""
+    return [{"input_ids": row["prompt_ids"] + row["chosen_ids"], "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"]}
+            for row in pairs(count)]

@@ -1,6 +1,6 @@
 """What TRL 1.16 computes for the model and the rows of `tiny.py`: losses, rewards, and the norm of every gradient.
 
-    python tests/objectives/trl_numbers.py > tests/objectives/trl.json
+    PYTHONPATH=tests/objectives python -P tests/objectives/trl_numbers.py > tests/objectives/trl.json
 
 The Python has trl==1.16 and the CPU build of torch. The tests read the file; they do not need TRL.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import redirect_stdout
 
 import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import KTO_SETTINGS, SETTINGS, base_model, fill, labelled, pairs
+from tiny import KTO_SETTINGS, ROWS_A_STEP, SETTINGS, SFT_SETTINGS, base_model, chats, fill, labelled, pairs
 from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 
 class Dpo(DPOTrainer):
@@ -52,6 +53,18 @@ def numbers(trainer_class, config, rows: list[dict]) -> dict:
     return {"loss": loss.item(), "metrics": metrics, "gradient_norms": norms}
 
 
+def curve(config) -> dict:
+    """Loss and gradient norm of every step, TRL's whole loop around them."""
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = SFTTrainer(model=base_model(), args=config, processing_class=tokenizer(), peft_config=adapter,
+                         train_dataset=Dataset.from_list(chats()))
+    fill(trainer.model, "lora_")
+    with redirect_stdout(sys.stderr):  # the loop prints what it logs
+        trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {name: [entry[name] for entry in steps] for name in ("loss", "grad_norm")}
+
+
 def main() -> None:
     found = {"trl": trl.__version__, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as place:
@@ -62,6 +75,10 @@ def main() -> None:
         for name, (beta, good, bad) in KTO_SETTINGS.items():
             found[name] = numbers(Kto, KTOConfig(**common, beta=beta, desirable_weight=good, undesirable_weight=bad,
                                                  train_sampling_strategy="sequential"), labelled())
+        for name, rate in SFT_SETTINGS.items():
+            found[name] = curve(SFTConfig(**common | {"per_device_train_batch_size": ROWS_A_STEP}, learning_rate=rate,
+                                          lr_scheduler_type="constant", num_train_epochs=1, logging_steps=1, save_strategy="no",
+                                          train_sampling_strategy="sequential"))
     json.dump(found, sys.stdout, indent=1)
     print()
 

@@ -16,7 +16,8 @@ from tunesmith.errors import RecipeError, UsageError
 from tunesmith.recipe.foreign.convert import TOOLS, import_recipe
 from tunesmith.recipe.foreign.reference import markdown
 from tunesmith.recipe.load import load, parse
-from tunesmith.recipe.schema import Method, Objective, Train
+from tunesmith.recipe.methods import METHODS
+from tunesmith.recipe.schema import Objective, Train
 
 FIXTURES = Path(__file__).parent / "foreign"
 FILES = sorted(FIXTURES.glob("*.yaml"))
@@ -80,14 +81,14 @@ def test_what_the_style_transfer_becomes():
     made = import_recipe(path)
     recipe = parse(made["recipe"])
     assert (recipe.name, recipe.base) == ("qlora-style-pipeline-test", "meta-llama/Llama-3.1-8B-Instruct")
+    assert (recipe.method.type, recipe.method.double_quant) == ("qlora", True)
     assert (recipe.method.rank, recipe.method.alpha, recipe.method.dropout) == (64, 128.0, 0.05)
     assert recipe.method.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert (recipe.train.epochs, recipe.train.learning_rate, recipe.train.schedule) == (5, 1e-4, "cosine")
     assert recipe.train.tokens_per_step == 2 * 4 * 2048 and recipe.train.tokens_per_pack == 2 * 2048
     assert recipe.train.checkpoint.every_steps == 2 and recipe.train.checkpoint.keep == 3
     assert recipe.data.split.test == 0.15 and recipe.data.max_tokens == 2048 and recipe.data.format == "openai"
-    assert {u["key"] for u in made["unsupported"]} == {"load_in_4bit", "adapter", "lora_modules_to_save", "warmup_steps",
-                                                      "resume_from_checkpoint"}
+    assert {u["key"] for u in made["unsupported"]} == {"lora_modules_to_save", "warmup_steps", "resume_from_checkpoint"}
     whole = entry(made, "unsupported", "lora_modules_to_save")
     assert "1.05 billion" in whole["consequence"] and "vLLM" in whole["fix"] and whole["where"] == f"{path}:16"
     assert "total" in entry(made, "unsupported", "resume_from_checkpoint")["why"]
@@ -121,7 +122,7 @@ def test_what_a_dataset_info_says_that_a_recipe_cannot_is_told_with_its_file():
     for key in ("odd", "odd.ranking", "odd.num_samples", "odd.colour"):
         name = f"dataset_info.json: {key}" if "." not in key else f"dataset_info.json: {key}"
         assert told[name]["where"] == str(FIXTURES / "data" / "dataset_info.json")
-    assert "about 10 times the learning rate" in told["finetuning_type"]["fix"]
+    assert parse(made["recipe"]).method.type == "full" and "finetuning_type" not in told
 
 
 @pytest.mark.parametrize("values, packed, tokens", [
@@ -198,7 +199,12 @@ def test_defaults_that_differ_from_ours_are_written_out(bring):
     ({"num_epochs": 2.5}, "unsupported", "num_epochs"), ({"num_epochs": 2.0}, "mapped", "num_epochs"),
     ({"wandb_project": "p"}, "mapped", "wandb_project"), ({"wandb_project": None}, "ignored", "wandb_project"),
     ({"bf16": "auto"}, "ignored", "bf16"), ({"deepspeed": "zero3.json"}, "ignored", "deepspeed"),
-    ({"peft_use_dora": True}, "unsupported", "peft_use_dora"), ({"hub_model_id": "a/b"}, "unsupported", "hub_model_id"),
+    ({"peft_use_dora": True}, "mapped", "peft_use_dora"), ({"peft_use_dora": True, "adapter": "qlora"}, "unsupported",
+                                                           "peft_use_dora"),
+    ({"loraplus_lr_ratio": 16.0}, "mapped", "loraplus_lr_ratio"), ({"adapter": "qlora"}, "mapped", "adapter"),
+    ({"adapter": "qlora", "load_in_4bit": True}, "mapped", "load_in_4bit"), ({"load_in_4bit": True}, "unsupported",
+                                                                             "load_in_4bit"),
+    ({"hub_model_id": "a/b"}, "unsupported", "hub_model_id"),
     ({"chat_template_jinja": "{{ messages }}"}, "unsupported", "chat_template_jinja"),
 ])
 def test_a_key_is_supported_only_with_a_value_that_means_the_same(bring, values, where, key):
@@ -207,6 +213,30 @@ def test_a_key_is_supported_only_with_a_value_that_means_the_same(bring, values,
     assert told.get("why", told.get("note")) is not None
     if where == "unsupported":
         assert told["consequence"] and told["fix"] and told["where"].endswith(f":{told['line']}")
+
+
+def test_without_an_adapter_everything_is_trained_and_what_is_said_of_adapters_means_nothing(bring):
+    full = {k: v for k, v in AXOLOTL.items() if k != "adapter"}
+    for values, more in ((full, {"lora_r": 8, "lora_dropout": 0.1, "lora_target_linear": True, "lora_modules_to_save": ["x"]}),
+                         (LLAMA | {"finetuning_type": "full"}, {"lora_rank": 8, "lora_dropout": 0.1, "use_dora": True,
+                                                                "loraplus_lr_ratio": 16.0, "additional_target": "x"})):
+        recipe, made = bring(values, **more)
+        assert recipe.method.type == "full"
+        assert all("every weight is trained" in entry(made, "ignored", key)["why"] for key in more)
+
+
+@pytest.mark.parametrize("values, expected", [
+    ({"quantization_bit": 4}, ("qlora", True)), ({"quantization_bit": 4, "double_quantization": False}, ("qlora", False)),
+    ({"quantization_bit": 8}, ("lora", None)), ({"quantization_bit": 4, "quantization_type": "fp4"}, ("lora", None)),
+    ({"pissa_init": True}, ("lora", None)),
+])
+def test_four_bits_of_llamafactory_are_qlora_and_others_are_told(bring, values, expected):
+    recipe, made = bring(LLAMA, **values)
+    assert (recipe.method.type, getattr(recipe.method, "double_quant", None)) == expected
+    assert bool([u for u in made["unsupported"] if u["key"] == "quantization_bit"]) == (
+        "quantization_bit" in values and expected[0] == "lora")
+    assert getattr(recipe.method, "init", None) == ({"pissa_init": "pissa"}.get(next(iter(values)), "kaiming") if
+                                                    expected[0] == "lora" else None)
 
 
 @pytest.mark.parametrize("base, template, same", [
@@ -370,8 +400,9 @@ def test_docs_have_the_tables_of_the_code():
 
 def test_a_recipe_can_do_nothing_more_than_import_knows_of():
     """When a method, an objective or a schedule is added to the schema, the tables here have to learn it."""
-    assert Method.model_fields["type"].annotation.__args__ == ("lora",)
-    assert Objective.model_fields["type"].annotation.__args__ == ("sft",)
+    names = {m.model_fields["type"].default for m in METHODS}
+    assert names == {"lora", "qlora", "full", "prompt", "prefix", "ia3", "bottleneck"}
+    assert Objective.model_fields["type"].annotation.__args__ == ("sft", "dpo", "kto", "distill")  # it maps sft alone
     assert Train.model_fields["schedule"].annotation.__args__ == ("cosine", "linear", "constant")
 
 

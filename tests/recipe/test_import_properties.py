@@ -57,7 +57,7 @@ USUAL = {
         "lora_target_linear": [True, False], "lora_target_modules": [["q_proj"], "q_proj,v_proj", "all-linear",
                                                                      "^model.*q_proj$"],
         "lora_modules_to_save": [["lm_head"]], "micro_batch_size": [1, 8], "sample_packing": [True, False],
-        "sequence_len": [512, 4096],
+        "sequence_len": [512, 4096], "peft_use_dora": [True, False], "loraplus_lr_ratio": [16.0],
         "excess_length_strategy": ["drop", "truncate", "raise"], "num_epochs": [1, 2.5, "3"], "val_set_size": [0, 0.05, 10],
         "lr_scheduler": ["cosine", "linear", "constant", "rex", "polynomial"], "optimizer": ["adamw_torch", "paged_adamw_8bit",
                                                                                              "muon"],
@@ -71,6 +71,7 @@ USUAL = {
                      [{"path": "s3://b/r.json"}]]},
     "llamafactory": SHARED | {
         "finetuning_type": ["lora", "full", "freeze"], "lora_rank": [8, 64], "use_rslora": [True, False],
+        "quantization_bit": [4, 8], "use_dora": [True, False], "pissa_init": [True, False], "loraplus_lr_ratio": [16.0],
         "lora_target": ["all", "q,v", ["q"]], "additional_target": ["lm_head"], "per_device_train_batch_size": [1, 8],
         "packing": [True, False], "neat_packing": [True, False], "cutoff_len": [512, 4096], "num_train_epochs": [1, 2.5],
         "val_size": [0, 0.1, 20], "lr_scheduler_type": ["cosine", "linear", "constant", "cosine_with_restarts", "inverse_sqrt"],

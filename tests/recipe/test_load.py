@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.load import load, parse
-from tunesmith.recipe.schema import METHODS, Recipe
+from tunesmith.recipe.methods import METHODS
+from tunesmith.recipe.schema import Recipe
 
 GOOD = "name: a\nbase: b\ndata: {train: x.jsonl}\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -119,6 +120,32 @@ def test_every_method_round_trips_and_has_only_its_own_keys(kind):
 def test_filter_that_cannot_be_meant_is_a_mistake(data, what):
     (_, message, _), = mistakes(f"name: a\nbase: b\ndata: {{train: t.jsonl, {data}}}\n")
     assert message.startswith(what)
+
+
+@pytest.mark.parametrize("objective, line, what, fix", [
+    ("{type: dop}", "4", "objective.type: Input should be 'sft', 'dpo'", None),
+    ("{type: dpo, betta: 0.2}", "4", "objective.betta: no such key", "did you mean 'beta'?"),
+    ("{type: dpo, beta: 0}", "4", "objective.beta: Input should be greater than 0", None),
+    ("{type: dpo, label_smoothing: 0.5}", "4", "objective.label_smoothing: Input should be less than 0.5", None),
+    ("\n  type: sft\n  beta: 0.1", "6", "objective.beta: a setting of dpo and kto, and objective.type is sft", None),
+    ("\n  type: dpo\n  loss: ipo\n  label_smoothing: 0.1", "7",
+     "objective.label_smoothing: a setting of loss sigmoid, and objective.loss is ipo", None),
+    ("{type: dpo}\ndata: {train: x.jsonl, on_overflow: split}", "5", "data.on_overflow: split parts conversations", None),
+    ("{type: distill}", "4", "objective.teacher: required", None),
+    ("{type: distill, teacher: t, alpha: 1.5}", "4", "objective.alpha: Input should be less than or equal to 1", None),
+    ("{type: kto, top_k: 5}", "4", "objective.top_k: a setting of distill, and objective.type is kto", None),
+])
+def test_objective_that_cannot_be_meant_is_a_mistake(objective, line, what, fix):
+    given = GOOD if "data:" not in objective else "name: a\nbase: b\n\n"
+    (found_line, message, way_out), = mistakes(f"{given}objective: {objective}\n")
+    assert message.startswith(what) and found_line == line and way_out == fix
+
+
+def test_a_resolved_recipe_says_of_its_objective_what_is_read_and_reads_back():
+    recipe = parse(GOOD + "objective: {type: dpo, beta: 0.3}\n")
+    assert recipe.model_dump()["objective"] == {"type": "dpo", "beta": 0.3, "loss": "sigmoid", "label_smoothing": 0.0}
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert parse(GOOD).model_dump()["objective"] == {"type": "sft"}
 
 
 def test_near_duplicates_that_are_looked_for_may_be_dropped():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.recipe.schema import METHODS, Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora
+from tunesmith.recipe.methods import METHODS, Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora
 from tunesmith.training.advice import MOST, Facts, advise, alternatives
 from tunesmith.training.check import check
 

@@ -16,7 +16,7 @@ from tunesmith.errors import StoreError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 from tunesmith.training import checkpoint
 
 

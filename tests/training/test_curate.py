@@ -23,7 +23,8 @@ from tunesmith.errors import DataError
 from tunesmith.evals.likelihood import row_losses
 from tunesmith.methods import lora
 from tunesmith.recipe.load import load
-from tunesmith.recipe.schema import Method, Train
+from tunesmith.recipe.methods import Method
+from tunesmith.recipe.schema import Train
 from tunesmith.training import crossfit
 from tunesmith.verbs import curate_data, prepare
 

@@ -17,7 +17,7 @@ from tunesmith.errors import StoreError, TrainingError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.schema import Method
+from tunesmith.recipe.methods import Method
 from tunesmith.training import checkpoint
 from tunesmith.training.health import check_adapter
 from tunesmith.training.loop import _write

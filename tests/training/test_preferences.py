@@ -15,6 +15,7 @@ import pytest
 
 import tunesmith
 from tunesmith.errors import DataError, TrainingError
+from tunesmith.training import reference
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, train
 
@@ -86,18 +87,18 @@ def test_resume_without_the_kept_reference_computes_the_same_again(recipe_of, cr
 def test_resume_with_another_reference_is_refused(recipe_of, crashed, home):
     recipe = recipe_of(**{"train.checkpoint.keep": 100})
     run, _ = crashed(recipe, at=3)
-    rewrite(dataset_of(run.state, home), 0.25)
+    rewrite(run.state, 0.25)
     with pytest.raises(TrainingError, match="the reference has changed"):
         train(recipe, resume=run.path.name)
 
 
-def rewrite(dataset: Path, by: float) -> None:
-    """Other numbers, as a file that is whole: only their values are wrong."""
-    from tunesmith.training import reference
-
-    for path in references(dataset):
-        with np.load(path) as found:
-            reference._write(path, found["values"] + np.array([by, 0.0]))
+def rewrite(state: dict, by: float) -> None:
+    """Other numbers, in files that are whole: only their values are wrong."""
+    dataset = Run.find(state["run_id"]).dataset()
+    for part in ("train", "test"):
+        kept = reference.Kept(dataset, part, state["reference"]["key"], print)
+        kept.arrays["logps"] += np.array([by, 0.0])
+        kept.write()
 
 
 def test_second_run_finds_the_reference_and_a_damaged_file_is_computed_again(recipe_of, home):
@@ -119,18 +120,18 @@ def test_second_run_finds_the_reference_and_a_damaged_file_is_computed_again(rec
     assert train(recipe, say=said.append)["reference"] == state["reference"]
     assert any("is damaged: it is computed again" in line for line in said)
     with np.load(paths[1]) as found, np.load(io.BytesIO(good[1])) as before:
-        assert np.array_equal(found["values"], before["values"])
+        assert np.array_equal(found["logps"], before["logps"])
 
 
 def test_only_rows_that_are_trained_are_asked_of_the_base_and_more_steps_ask_for_the_rest(recipe_of, home):
     state = train(recipe_of(**{"train.max_steps": 2}))
     path = references(dataset_of(state, home))[1]
     with np.load(path) as found:
-        few = found["values"]
+        few = found["logps"]
     assert 0 < np.isfinite(few[:, 0]).sum() < len(TRAIN)
     train(recipe_of())
     with np.load(path) as found:
-        every = found["values"]
+        every = found["logps"]
     assert np.isfinite(every).all() and (every < 0).all()
     assert np.array_equal(every[np.isfinite(few)], few[np.isfinite(few)])
 
@@ -144,7 +145,6 @@ def test_control_a_reference_with_its_adapter_on_stops_before_step_1(recipe_of, 
     from tunesmith.methods import lora
     from tunesmith.models.load import model_of
     from tunesmith.objectives.families import family
-    from tunesmith.training import reference
 
     recipe = recipe_of()
     run = Run.find(train(recipe)["run_id"])
@@ -153,8 +153,8 @@ def test_control_a_reference_with_its_adapter_on_stops_before_step_1(recipe_of, 
         part = path.stem.removeprefix("test.")
         rows = Answers.of_pairs(run.dataset(), part)
         path.unlink()
-        reference.base_logps(tuned, plain.answer_logps, run.dataset(), part, path.parent.name, range(len(rows)),
-                             lambda i, rows=rows: family(*rows[i]), 512, print)
+        kept = reference.Kept(run.dataset(), part, path.parent.name, print)
+        reference.base_logps(kept, tuned, plain.answer_logps, range(len(rows)), lambda i, rows=rows: family(*rows[i]), 512)
     with pytest.raises(TrainingError, match="the loss before step 1 is .* and it must be 0.6931") as error:
         train(recipe)
     assert "reference" in error.value.fix
@@ -163,7 +163,7 @@ def test_control_a_reference_with_its_adapter_on_stops_before_step_1(recipe_of, 
 def test_control_a_kept_reference_of_other_rows_stops_before_step_1(recipe_of, home):
     recipe = recipe_of()
     state = train(recipe)
-    rewrite(dataset_of(state, home), 2.0)
+    rewrite(state, 2.0)
     with pytest.raises(TrainingError, match="the loss before step 1"):
         train(recipe)
 

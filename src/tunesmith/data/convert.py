@@ -24,7 +24,8 @@ def convert(source: str | list[str], target: str | Path, to: str) -> dict:
     """Write the rows of `source` (file, glob, directory or `hf:` name) to the JSON lines file `target`, in format `to`.
 
     Chat formats take preference rows by their preferred answer and KTO rows if their answer is desirable; `notes` says how
-    many lost their other side. `lossy` lists the rows that `to` cannot say: rows_read = rows + len(lossy).
+    many lost their other side. A preference row becomes two KTO rows. `lossy` lists the rows that `to` cannot say; each other
+    row read is written, once or as its two halves.
 
     Returns:
         `{path, to, rows_read, rows, lossy[{code, where, message, fix}], notes[]}`.
@@ -36,21 +37,24 @@ def convert(source: str | list[str], target: str | Path, to: str) -> dict:
     path = Path(target).expanduser().absolute()
     _refuse_target(path, to)
     rows = _read(source)
-    records, lossy, halved = [], [], 0
+    records, lossy, halved, parted = [], [], 0, 0
     for row in rows:
-        said = _as_chat(row) if to in CHAT else row
-        halved += said is not row
+        pair = to == "kto" and row.rejected is not None
+        said = _halves(row) if pair else [_as_chat(row) if to in CHAT else row]
+        halved += not pair and said[0] is not row
+        parted += pair
         try:
-            records.append(write_row(said, to))
+            records += [write_row(one, to) for one in said]
         except Bad as bad:
             lossy.append(_problem(row, bad))
     if not records:
         raise DataError(f"none of the {len(rows)} rows can be said in {to}", problems=lossy[:SHOWN_PROBLEMS],
                         fix="nothing was written")
-    notes = [f"{to} has no place for rejected answers and labels: {halved} rows were taken by their good answer alone"]
+    notes = [f"{to} has no place for rejected answers and labels: {halved} rows were taken by their good answer alone"] * (
+        halved > 0) + [f"{parted} pairs became two labelled rows each"] * (parted > 0)
     write_bytes(path, _packed("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode(), path))
     return {"path": str(path), "to": to, "rows_read": len(rows), "rows": len(records),
-            "lossy": [p.as_dict() for p in lossy], "notes": notes if halved else []}
+            "lossy": [p.as_dict() for p in lossy], "notes": notes}
 
 
 def _refuse_target(path: Path, to: str) -> None:
@@ -83,6 +87,12 @@ def _as_chat(row: Row) -> Row:
     if row.rejected is None and not row.desirable:
         return row
     return replace(row, rejected=None, desirable=None)
+
+
+def _halves(row: Row) -> list[Row]:
+    """The preferred answer as a good one, the rejected as a bad one."""
+    bad = [*row.question, *row.rejected]
+    return [replace(row, rejected=None, desirable=True), replace(row, messages=bad, rejected=None, desirable=False)]
 
 
 def _problem(row: Row, bad: Bad) -> Problem:

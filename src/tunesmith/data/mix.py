@@ -50,7 +50,7 @@ def mix(rows: Sequence[Row], config: Mix, seed: int) -> tuple[list[int], dict[st
     group_of = _grouping(config.by)
     members: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for i, row in enumerate(rows):
-        members[group_of(row)].append((_rank(row, seed), i))
+        members[group_of(row)].append((rank(row, seed), i))
     caps = config.caps if isinstance(config.caps, dict) else dict.fromkeys(members, config.caps) if config.caps else {}
     unknown = sorted((set(config.weights) | set(caps)) - set(members))
     if unknown:
@@ -60,7 +60,7 @@ def mix(rows: Sequence[Row], config: Mix, seed: int) -> tuple[list[int], dict[st
     if config.weights:
         scale = min(sizes[g] / w for g, w in config.weights.items())
         sizes = {g: max(1, int(scale * config.weights[g] + 1e-9)) if g in config.weights else 0 for g in sizes}
-    kept = sorted(i for g, m in members.items() for _rank_, i in sorted(m)[: sizes[g]])
+    kept = sorted(i for g, m in members.items() for _rank, i in sorted(m)[: sizes[g]])
     return kept, {g: [len(members[g]), sizes[g]] for g in sorted(members, key=lambda g: (-len(members[g]), g))}
 
 
@@ -95,6 +95,6 @@ def _language(row: Row) -> str:
     return answer if answer != UNKNOWN else language_of(row.prompt)
 
 
-def _rank(row: Row, seed: int) -> bytes:
+def rank(row: Row, seed: int) -> bytes:
     text = "\0".join(m["content"] for m in row.messages)
     return hashlib.sha256(f"{seed}/{text}".encode()).digest()

@@ -1,6 +1,6 @@
 """All stages of the data room in a row, and the dataset they leave behind.
 
-    files -> rows read, spooled to disk -> without exact duplicates -> split -> filter -> mix -> audit
+    files -> rows read, spooled to disk -> without exact duplicates -> split -> filter -> mix -> replay -> audit
           -> rendered, appended to disk
 
 A dataset is addressed by what it was made from: its id is a hash of the files' bytes, the settings, the tokenizer,
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.data import diversity, filters, quality, style
+from tunesmith.data import diversity, filters, quality, replay, style
 from tunesmith.data.audit import audit, drop_exact_duplicates
 from tunesmith.data.dataset import TRAIN, Dataset, rows_file, write_tokens
 from tunesmith.data.finding import EXAMPLES, Finding
@@ -33,7 +33,7 @@ from tunesmith.data.spool import Chosen, Rows, encode, write_rows
 from tunesmith.data.turns import pieces
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
-from tunesmith.recipe.schema import Data
+from tunesmith.recipe.schema import Data, Mix
 from tunesmith.store.files import publish_directory, sha256_bytes, sha256_file, sha256_json, sweep, write_json
 from tunesmith.store.home import home
 from tunesmith.template.fingerprint import fingerprint
@@ -53,10 +53,11 @@ class _Sources:
     tests: dict[str, list[Path]]
     evals: dict[str, list[Path]] = field(default_factory=dict)
     """By path as the recipe wrote it, with a dot or slash in it: no test set is called that."""
+    replay: list[Path] = field(default_factory=list)
 
     def all(self) -> dict[str, list[Path]]:
         return {TRAIN: self.train, **{f"test:{n}": f for n, f in self.tests.items()},
-                **{f"eval:{n}": f for n, f in self.evals.items()}}
+                **{f"eval:{n}": f for n, f in self.evals.items()}, **({"replay": self.replay} if self.replay else {})}
 
 
 def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None] = lambda _line: None) -> Dataset:
@@ -69,9 +70,10 @@ def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[s
     sources = _find_sources(loaded)
     inputs = {
         "sources": [[sha256_file(f) for f in files] for files in sources.all().values()],
-        "settings": config.model_dump(mode="json", exclude={"train", "test", "evals", "template"}),
+        "settings": config.model_dump(mode="json", exclude={"train": True, "test": True, "evals": True, "template": True,
+                                                            "replay": {"rows"}}),
         "tests": list(sources.tests),
-        "seed": loaded.recipe.train.seed if not sources.tests else None,
+        "seed": loaded.recipe.train.seed if not sources.tests or config.replay or config.mix != Mix() else None,
         "template": fingerprint(tokenizer),
         "code": code_digest(),
     }
@@ -108,7 +110,8 @@ def _find_sources(loaded: Loaded) -> _Sources:
                             fix=f"letters, digits, - and _ only, and not {TRAIN!r}")
     return _Sources(find_files(config.train, loaded.folder),
                     {name: find_files(files, loaded.folder) for name, files in named.items()},
-                    {e if "." in e or "/" in e else f"./{e}": find_files(e, loaded.folder) for e in config.evals})
+                    {e if "." in e or "/" in e else f"./{e}": find_files(e, loaded.folder) for e in config.evals},
+                    find_files(config.replay.rows, loaded.folder) if config.replay else [])
 
 
 def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
@@ -141,6 +144,14 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     train = Chosen(train, filtered.kept)
     numbers, shares = mix_all(train, config.mix, seed)
     train = Chosen(train, numbers)
+    replayed = {}
+    if config.replay:
+        more, _ = _spooled(sources.replay, loaded, tokenizer, spool / "replay", repairs)
+        more = Chosen(more, filters.filtered(more, config.filter, config.dedup.near).kept)
+        drawn, told = replay.draw(train, more, config.replay, seed)
+        train, replayed = replay.Joined(train, Chosen(more, drawn)), {"replay": len(drawn)}
+        shares = shares | {"replay": [len(more), len(drawn)]}
+        findings.append(told)
     pictures = Pictures()
     audited = audit(train, held_out | evals, config.dedup.near, pictures)
     sample = diversity.Sample()
@@ -156,7 +167,8 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
     _empty(spool)
     findings += dropped.findings()
     trained = parts[TRAIN]
-    counts = {"rows_read": len(pool), "train": trained.pop("rows"), **{f"test:{n}": parts[n]["rows"] for n in held_out},
+    counts = {"rows_read": len(pool), "train": trained.pop("rows"), **replayed,
+              **{f"test:{n}": parts[n]["rows"] for n in held_out},
               **trained}
     return {"tests": list(held_out), "counts": counts, "mix": shares, "findings": [f.as_dict() for f in findings],
             "filters": [e.as_dict() for e in effects], "statistics": survey.statistics.as_dict(), "system": system,

@@ -16,6 +16,7 @@ from tunesmith.engine.native import build
 from tunesmith.engine.native.replace import replace
 from tunesmith.engine.nf4 import Nf4Linear
 from tunesmith.engine.packing import layout
+from tunesmith.engine.token_losses import labelled_losses
 
 KNOWN_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
 """Decoders whose attention is causal softmax and whose logits are head(hidden). Tested one by one."""
@@ -104,7 +105,7 @@ def answer_logps(model, families: list[list[tuple[list[int], list[int]]]]) -> to
     """
     hidden_TD, labels_T = _hidden(model, [row for family in families for row in family], [len(f) for f in families])
     with build.used():
-        losses_N, _ = loss.labelled_losses(hidden_TD, model.get_base_model().get_output_embeddings(), labels_T)
+        losses_N = labelled_losses(hidden_TD, model.get_base_model().get_output_embeddings(), labels_T)
     counts = [sum(label != IGNORE for label in labels) for family in families for _, labels in family]
     return -torch.stack([part.sum() for part in losses_N.split([*counts, len(losses_N) - sum(counts)])[:-1]])
 

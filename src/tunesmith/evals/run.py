@@ -119,9 +119,16 @@ def summary(report: dict) -> dict:
 
 
 def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
-    """Numbers of the rows of a test set that are evaluated, ascending."""
-    count = len(dataset.tokens(name))
-    return sorted(random.Random(f"{seed}/{name}").sample(range(count), min(samples, count)))
+    """Numbers of rows. An answer that is labelled bad is no reference to score against.
+
+    Raises:
+        DataError: there are only such answers.
+    """
+    good = [i for i, row in enumerate(dataset.rows(name)) if row.desirable is not False]
+    if not good:
+        raise DataError(f"every answer of test set {name!r} is labelled bad", why="answers are scored against good ones",
+                        fix="hold out some rows with label true as well")
+    return sorted(random.Random(f"{seed}/{name}").sample(good, min(samples, len(good))))
 
 
 def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
@@ -132,7 +139,7 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
 def _shots(dataset: Dataset, recipe: Recipe) -> list[Row]:
     """Training rows shown to the base: one question and its answer each, the same for every question."""
     rows = [r for r in dataset.rows(TRAIN)
-            if [m["role"] for m in r.messages if m["role"] != "system"] == ["user", "assistant"]]
+            if r.desirable is not False and [m["role"] for m in r.messages if m["role"] != "system"] == ["user", "assistant"]]
     return random.Random(f"{recipe.train.seed}/shots").sample(rows, min(recipe.eval.shots, len(rows)))
 
 

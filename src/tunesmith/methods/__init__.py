@@ -24,7 +24,7 @@ from tunesmith.errors import AdapterError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Section
+    from tunesmith.recipe.section import Section
 
 BY_PEFT_TYPE = {"LORA": "lora", "IA3": "ia3", "FULL": "full", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix",
                 "BOTTLENECK": "bottleneck"}

@@ -23,10 +23,10 @@ from tunesmith.methods.targets import Estimate, Part, decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Bottleneck
+    from tunesmith.recipe.methods import Bottleneck
 
 PEFT_TYPE = "BOTTLENECK"
-USUAL_RATES = (5e-5, 1e-2)
+USUAL_RATES = (1e-4, 2e-3)
 PLACES = {"mlp": ("mlp", "feed_forward"), "attention": ("self_attn", "attn", "attention", "self_attention")}
 ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 

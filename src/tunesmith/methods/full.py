@@ -23,10 +23,10 @@ from tunesmith.methods.targets import Estimate, Part
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Full
+    from tunesmith.recipe.methods import Full
 
 PEFT_TYPE = "FULL"
-USUAL_RATES = (1e-6, 1e-4)
+USUAL_RATES = (1e-6, 3e-5)
 
 
 class Whole(Adapted):

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from peft import IA3Config, PeftModel
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Ia3
+    from tunesmith.recipe.methods import Ia3
 
-USUAL_RATES = (5e-4, 5e-2)
+USUAL_RATES = (2e-3, 2e-2)
 KEYS_AND_VALUES = (("k_proj", "v_proj"), ("qkv_proj",), ("c_attn",), ("query_key_value",))
 LAST_OF_MLP = ("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h", "w2")
 """Names that decoders of transformers have; the first that a base has counts. In a fused layer queries are scaled too."""

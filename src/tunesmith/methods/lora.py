@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import LowRank
+    from tunesmith.recipe.methods import LowRank
 
-USUAL_RATES = (2e-5, 5e-3)
+USUAL_RATES = (5e-5, 2e-3)
 
 
 def attach(model: PreTrainedModel, method: LowRank, base_ref: str) -> PeftModel:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from peft import PrefixTuningConfig
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Prefix
+    from tunesmith.recipe.methods import Prefix
 
-USUAL_RATES = (1e-4, 0.5)
+USUAL_RATES = (2e-3, 0.1)
 
 
 class Prefixed(virtual.Prompted):

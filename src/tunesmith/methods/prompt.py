@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from peft import PromptTuningConfig
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Prompt
+    from tunesmith.recipe.methods import Prompt
 
-USUAL_RATES = (1e-3, 0.5)
+USUAL_RATES = (3e-3, 0.3)
 
 
 class SoftPrompt(virtual.Prompted):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from tunesmith.recipe.schema import Qlora
+    from tunesmith.recipe.methods import Qlora
 
 Onto = Literal["dequantised", "original"]
 

@@ -43,8 +43,7 @@ class Dpo:
     label_smoothing: float = 0.0
     accuracy = "pairs ranked right"
 
-    @property
-    def first_loss(self) -> float:
+    def first_loss(self, _packs) -> float:
         """Of a model that still is its reference, whatever the data: ln 2, or 1 / (4 beta^2)."""
         return math.log(2) if self.loss == "sigmoid" else 0.25 / self.beta**2
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import Problem, RecipeError
-from tunesmith.recipe.schema import Recipe, Section
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.section import Section
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,17 @@ at once). Attribute docstrings are the reference documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
+
+from tunesmith.recipe.methods import AnyMethod, Lora
+from tunesmith.recipe.section import Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = str | list[str]
 DEFAULT_CHUNK_TOKENS = 512
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Dedup(Section):
@@ -110,6 +109,15 @@ class Style(Section):
         return self
 
 
+class Replay(Section):
+    """Rows of another source among the training rows, against forgetting what the base could do."""
+
+    rows: Paths
+    """Where they are: as data.train."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Of all training rows. 0.01 to 0.2 is usual."""
+
+
 class Data(Section):
     train: Paths
     """File, glob, directory of rows or of chapters (.txt, .md), hf:owner/name[@revision][:split], or a list of them; paths are
@@ -128,6 +136,8 @@ class Data(Section):
     mix: Annotated[Annotated[Mix, Tag("dict[mix]")] | Annotated[list[Mix], Field(min_length=1), Tag("list[mix]")],
                    Discriminator(lambda mix: "list[mix]" if isinstance(mix, list) else "dict[mix]")] = Mix()
     """One section, or a list of them: each is applied to what the one before it left."""
+    replay: Replay | None = None
+    """More rows to train on, drawn after the mix; they never come into a test set."""
     repair: bool = False
     """Repair what is safe to repair: broken encodings, invisible characters, line ends, white space after answers. Another
     dataset is made of it, and `tunesmith data diff` shows every change."""
@@ -150,133 +160,6 @@ class Data(Section):
         return self
 
 
-class LowRank(Section):
-    """What LoRA on a whole base and LoRA on a quantised one have in common (Hu et al. 2021, arXiv 2106.09685)."""
-
-    type: Literal["lora", "qlora"] = "lora"
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """The adapter's output is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Above 0 trains on the plain path."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Names of the linear layers that get an adapter."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead: a higher rank then does not shrink each update (arXiv 2312.03732)."""
-    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """LoRA+: B learns this many times as fast as train.learning_rate says; 16 is usual (arXiv 2402.12354)."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = {}
-    """Another rank for the layers of these names. The first name that fits a layer counts."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Another alpha, in the same way."""
-    layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    """Numbers of the decoder layers that are adapted, from 0; null: all."""
-    modules_to_save: list[str] = []
-    """Modules that are trained whole and saved beside the adapter, such as norms or an untied lm_head. vLLM refuses them."""
-
-
-class Lora(LowRank):
-    type: Literal["lora"] = "lora"
-    dora: bool = False
-    """Learn the length of each weight column apart from its direction (arXiv 2402.09353)."""
-    init: Literal["kaiming", "pissa"] = "kaiming"
-    """`pissa` starts A and B from the largest singular values of the weight (arXiv 2404.02948). What is saved is a plain LoRA
-    of twice the rank, for the base as it is."""
-
-    @model_validator(mode="after")
-    def _one_start(self):
-        if self.dora and self.init == "pissa":
-            raise ValueError("dora and init: pissa exclude each other: choose one of the two")
-        return self
-
-
-class Qlora(LowRank):
-    """LoRA on a base whose linear layers are kept in 4 bits (Dettmers et al. 2023, arXiv 2305.14314)."""
-
-    type: Literal["qlora"] = "qlora"
-    double_quant: bool = True
-    """Keep the scale of each block in 8 bits as well: 0.37 bits a weight less."""
-    block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096] = 64
-    """Weights that share a scale."""
-
-
-class Full(Section):
-    """Every weight of the base is trained, in float32."""
-
-    type: Literal["full"] = "full"
-
-
-class Virtual(Section):
-    type: Literal["prompt", "prefix"] = "prompt"
-    tokens: Annotated[int, Field(ge=1, le=1024)] = 20
-    """Virtual tokens that stand before every row. They count towards the base's context."""
-    init: Literal["vocabulary", "random"] = "vocabulary"
-    """`vocabulary`: they start as words drawn from the vocabulary; `random`: as noise, which trains slower."""
-    init_text: Annotated[str, Field(min_length=1)] | None = None
-    """They start as the words of this text, repeated or cut to fit; null: see init."""
-
-
-class Prompt(Virtual):
-    """The input vectors of virtual tokens are trained (Lester et al. 2021, arXiv 2104.08691)."""
-
-    type: Literal["prompt"] = "prompt"
-
-
-class Prefix(Virtual):
-    """The keys and values of virtual tokens are trained in every layer (Li and Liang 2021, arXiv 2101.00190)."""
-
-    type: Literal["prefix"] = "prefix"
-
-
-class Ia3(Section):
-    """One trained factor for each key, each value and each inner unit of the MLP (Liu et al. 2022, arXiv 2205.05638)."""
-
-    type: Literal["ia3"] = "ia3"
-    targets: Literal["auto"] | list[str] = "auto"
-    """Names of the linear layers whose outputs, or inputs, are scaled; auto: keys, values and the MLP's last layer."""
-    feedforward: Literal["auto"] | list[str] = "auto"
-    """Those of the targets whose inputs are scaled; auto: the MLP's last layer, when it is a target."""
-
-
-class Bottleneck(Section):
-    """A small MLP after the MLP, and the attention, of every layer: h + up(f(down(h))) (Houlsby et al. 2019, arXiv 1902.00751;
-    after the MLP alone: Pfeiffer et al. 2020, arXiv 2005.00052)."""
-
-    type: Literal["bottleneck"] = "bottleneck"
-    size: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Units between down and up."""
-    activation: Literal["relu", "gelu", "silu"] = "relu"
-    after: Annotated[list[Literal["mlp", "attention"]], Field(min_length=1)] = ["mlp"]
-    """What it stands behind."""
-
-    @field_validator("after")
-    @classmethod
-    def _each_once(cls, after: list[str]) -> list[str]:
-        if len(set(after)) < len(after):
-            raise ValueError("names a place twice: keep one")
-        return after
-
-
-METHODS = (Lora, Qlora, Full, Prompt, Prefix, Ia3, Bottleneck)
-Method = Lora
-"""The method of a recipe that names none."""
-
-
-def _method_tag(value) -> str | None:
-    if isinstance(value, Section):
-        return f"method[{value.type}]"
-    kind = value.get("type", "lora") if isinstance(value, dict) else "lora"
-    return f"method[{kind}]" if isinstance(kind, str) else None
-
-
-AnyMethod = Annotated[
-    Annotated[Lora, Tag("method[lora]")] | Annotated[Qlora, Tag("method[qlora]")] | Annotated[Full, Tag("method[full]")]
-    | Annotated[Prompt, Tag("method[prompt]")] | Annotated[Prefix, Tag("method[prefix]")] | Annotated[Ia3, Tag("method[ia3]")]
-    | Annotated[Bottleneck, Tag("method[bottleneck]")],
-    Discriminator(_method_tag, custom_error_type="unknown_type", custom_error_message="Input should be {known}",
-                  custom_error_context={"known": ", ".join(repr(m.model_fields["type"].default) for m in METHODS)})]
-
-
 class Objective(Section):
     """What is learned from the rows. docs/objectives.md has the formulas."""
 
@@ -289,8 +172,24 @@ class Objective(Section):
     """dpo: `ipo` does not push pairs apart that are apart enough."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """dpo with loss sigmoid: share of the pairs that are believed to be the wrong way round."""
+    desirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """kto: of the rows labelled true. Weight times rows of both kinds should be about the same."""
+    undesirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """kto: of the rows labelled false."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """distill: the model to learn from, named as a base is. Its vocabulary must be the base's."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """distill: above 1, words that the teacher finds unlikely count more."""
+    kl: Literal["forward", "reverse"] = "forward"
+    """distill: forward covers all that the teacher might say, reverse keeps to what it says most."""
+    top_k: Annotated[int, Field(ge=1)] = 64
+    """distill: words of the teacher that are kept by name at each token, all others as one. 8 bytes each are kept on disk."""
+    alpha: Share = 0.5
+    """distill: share of the teacher in the loss; the rest is that of the row's own answer."""
 
-    _of = {"beta": ("dpo", "kto"), "loss": ("dpo",), "label_smoothing": ("dpo",)}
+    _of: ClassVar[dict[str, tuple[str, ...]]] = {
+        "beta": ("dpo", "kto"), "loss": ("dpo",), "label_smoothing": ("dpo",), "desirable_weight": ("kto",),
+        "undesirable_weight": ("kto",)} | dict.fromkeys(("teacher", "temperature", "kl", "top_k", "alpha"), ("distill",))
 
     @model_validator(mode="after")
     def _its_own_keys(self):
@@ -298,6 +197,9 @@ class Objective(Section):
             if self.type not in self._of[name]:
                 raise PydanticCustomError("not_of_this_type", "{what}", {"at": ("objective", name), "what":
                     f"a setting of {' and '.join(self._of[name])}, and objective.type is {self.type}"})
+        if self.type == "distill" and self.teacher is None:
+            raise PydanticCustomError("no_teacher", "{what}", {"at": ("objective", "teacher"), "what":
+                "required: the model that distill learns from, such as a larger one of the same family"})
         if self.loss == "ipo" and self.label_smoothing:
             raise PydanticCustomError("not_of_this_loss", "{what}", {
                 "what": "a setting of loss sigmoid, and objective.loss is ipo", "at": ("objective", "label_smoothing")})

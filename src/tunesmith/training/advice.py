@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunesmith.data.diversity import NARROW
-from tunesmith.recipe.schema import Full, Lora, LowRank, Qlora, Section
+from tunesmith.recipe.methods import Full, Lora, LowRank, Qlora
+from tunesmith.recipe.section import Section
 
 MOST = 3
 FITS = 0.8

@@ -19,11 +19,13 @@ from tunesmith.recipe.load import Loaded, load
 from tunesmith.recipe.schema import Recipe
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training import advice
-from tunesmith.training.objective import rows_of
+from tunesmith.training.objective import rows_of, teacher_of
 from tunesmith.training.run import tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
 """Shares of trained tokens outside of which the mask is suspicious."""
+FAR_OFF = 5
+"""A learning rate so many times outside of what is usual for a method is of another method."""
 
 
 def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -> dict:
@@ -38,6 +40,8 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
     try:
         loaded = load(recipe)
         base = resolve(loaded.recipe.base, loaded.folder)
+        if loaded.recipe.objective.type == "distill":
+            teacher_of(loaded, base)
         dataset = prepare(loaded, tokenizer_for(base, loaded), say)
         result["dataset_id"] = dataset.id
         problems += _data_problems(loaded, dataset)
@@ -232,7 +236,7 @@ def _method_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Probl
     method, rate = loaded.recipe.method, loaded.recipe.train.learning_rate
     low, high = of(method).USUAL_RATES
     problems = []
-    if not low <= rate <= high:
+    if not low / FAR_OFF <= rate <= FAR_OFF * high:
         problems.append(Problem(code="learning_rate", severity="warning",
                                 message=f"train.learning_rate {rate:g} is unusual for method.type {method.type}",
                                 fix=f"{low:g} to {high:g} is usual"))

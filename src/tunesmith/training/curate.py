@@ -10,6 +10,7 @@ from tunesmith.data import curation
 from tunesmith.data.curate import judge, means, threshold
 from tunesmith.data.dataset import TRAIN
 from tunesmith.data.prepare import prepare
+from tunesmith.errors import UsageError
 from tunesmith.models.base import resolve
 from tunesmith.recipe.load import load
 from tunesmith.training.crossfit import crossfit
@@ -23,6 +24,10 @@ def curate(recipe: str | Path, out: Path, count: int | None, folds: int, say: Ca
     folder = out.expanduser().absolute()
     curation.refuse_existing(folder)
     loaded = load(recipe)
+    if loaded.recipe.objective.type in ("dpo", "kto"):
+        raise UsageError(f"rows of objective {loaded.recipe.objective.type} cannot be curated", where=str(loaded.path),
+                         why="curating finds answers that their neighbours contradict, and some of these are bad on purpose",
+                         fix="curate chat rows (objective.type: sft)")
     base = resolve(loaded.recipe.base, loaded.folder)
     tokenizer = tokenizer_for(base, loaded)
     dataset = prepare(loaded, tokenizer, say)

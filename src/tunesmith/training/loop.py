@@ -46,8 +46,6 @@ class Training:
     """What the objective trains of a row."""
     held_out: list[list[Any]]
     """Packs of the held-out rows whose loss is watched."""
-    first_loss: float | None = None
-    """What the loss must be before step 1, whatever the data, as far as that is known."""
     largest: list[int] = field(default_factory=list)
     """Rows of the pack with the most tokens, to be tried before step 1."""
     on_metrics: Callable[[int, dict], None] = lambda _step, _values: None
@@ -59,6 +57,8 @@ class Training:
     """`(until, total)`: steps before `until` have the learning rate of a training of `total` steps (`training.extend`)."""
     learning_rate_ratios: dict[str, float] = field(default_factory=dict)
     """{part of a parameter's name: its learning rate over the others'} (LoRA+)."""
+    first_loss: Callable[[list], float | None] = lambda _packs: None
+    """What the loss of packs must be before step 1, as far as that is known."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
@@ -129,7 +129,7 @@ def train(t: Training, start: int = 0) -> Outcome:
             if not math.isfinite(value.loss):
                 raise overflow(f"step {step}: held-out loss {value.loss}")
             if step == 0:
-                check_first_loss(value.loss, t.first_loss)
+                check_first_loss(value.loss, t.first_loss(t.held_out))
             record = {"eval_loss": value.loss, "eval_accuracy": value.accuracy}
             record |= {f"eval_{name}": mean for name, mean in value.extra.items()}
             _write(t.run_dir, {"step": step} | record)
@@ -155,7 +155,7 @@ def train(t: Training, start: int = 0) -> Outcome:
             packs = [[t.sample(row) for row in pack] for pack in t.steps[number].packs]
             measured = forward_backward(t.objective, t.model, packs, halved)
             if number == 0:
-                check_first_loss(measured.loss, t.first_loss)
+                check_first_loss(measured.loss, t.first_loss(packs))
             if number == 0 or t.is_end(number + 1):
                 t.on_gradient(number + 1, gradient_shares(t.model))
             record = _update(t, number, measured)

@@ -298,9 +298,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
                           tokens_per_step=recipe.train.tokens_per_pack or recipe.train.tokens_per_step)
     check_trained(steps, tokens.trained_lengths(), TRAIN)
     check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
-    facts = {"base": base.digest, "dtype": state["dtype"], "device": state["device"], "kernels": kernels}
-    made = objectives.make(recipe, dataset, model, engine, facts, steps, held_out, say)
-    objectives.check_reference(made, state)
+    facts = {"engine": engine, "kernels": kernels, "dtype": state["dtype"], "device": state["device"]}
+    made = objectives.make(loaded, base, dataset, model, facts, (steps, held_out), state.get("reference"), say)
     tracker = _tracker(run, loaded, dataset)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -308,9 +307,9 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
         run.update(gradient_shares=run.state.get("gradient_shares", {}) | {str(step): found})
 
     training = loop.Training(run.path, recipe.train, model, made.objective, steps, made.train,
-                             [[made.held_out(r) for r in s.rows] for s in held_out], made.first_loss,
+                             [[made.held_out(r) for r in s.rows] for s in held_out],
                              _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
-                             earlier_schedules(state), methods.learning_rate_ratios(recipe.method))
+                             earlier_schedules(state), methods.learning_rate_ratios(recipe.method), made.first_loss)
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]

@@ -42,29 +42,29 @@ def model(ledger: Ledger) -> None:
 
 
 def adapter(ledger: Ledger) -> None:
-    """What is trained: the adapter's kind, size and place."""
+    """What is trained: the adapter's kind, size and place, or everything."""
     kind = ledger.get("adapter", text)
     four, eight = ledger.get("load_in_4bit", flag, False), ledger.get("load_in_8bit", flag, False)
     quantised = shared.QUANTISED
-    if kind == "lora":
-        ledger.maps("adapter", "method.type", "lora")
-    elif kind == "qlora":
-        ledger.refuses("adapter", quantised.why, quantised.consequence, quantised.fix, "method.type", "lora")
+    if kind in ("lora", "qlora"):
+        ledger.maps("adapter", "method.type", kind, "NF4 with double quantisation" if kind == "qlora" else "")
     elif kind:
-        ledger.refuses("adapter", f"the adapter is a {kind}", NO_LORA, "method.type is lora; PEFT's other adapters are not in "
-                       "a "
-                       "recipe", "method.type", "lora")
+        ledger.refuses("adapter", f"the adapter is a {kind}", NO_LORA, "take one of the recipe's methods (docs/methods.md)",
+                       "method.type", "lora")
     else:
-        ledger.remarks("adapter", None, ledger.where("base_model"), "not set: all parameters are trained", NO_LORA + ": a few "
-                       "per cent of the parameters", "adapters learn with about 10 times the learning rate of full training: "
-                       "begin with 2.0e-4")
-        ledger.adds("method.type", "lora", "NOT the full fine-tuning of the source: `adapter` is not set there")
+        ledger.adds("method.type", "full", "`adapter` is not set: all parameters are trained")
     for key, on in (("load_in_4bit", four), ("load_in_8bit", eight)):
-        if on:
+        if on and kind == "qlora" and key == "load_in_4bit":
+            ledger.maps(key, "method.type", "qlora")
+        elif on:
             ledger.refuses(key, quantised.why, quantised.consequence, quantised.fix)
         else:
             ledger.ignores(key, "off")
+    if not kind:
+        shared.nothing_of_an_adapter(ledger, ("lora_r", "lora_alpha", "peft_use_rslora", "peft_use_dora"))
+        return
     rank(ledger, "lora_r", "lora_alpha", "peft_use_rslora")
+    shared.dora(ledger, "peft_use_dora", kind == "qlora")
 
 
 def rank(ledger: Ledger, r: str, alpha: str, stabilised: str, defaults: tuple[int, float] | None = None) -> None:
@@ -97,6 +97,9 @@ def rank(ledger: Ledger, r: str, alpha: str, stabilised: str, defaults: tuple[in
 
 
 def targets(ledger: Ledger) -> None:
+    if not ledger.has("adapter"):
+        shared.nothing_of_an_adapter(ledger, ("lora_target_linear", "lora_target_modules"))
+        return
     everything = ledger.get("lora_target_linear", flag, False)
     modules = ledger.get("lora_target_modules", names)
     if everything or modules in (["all-linear"], ["all_linear"]):
@@ -200,6 +203,9 @@ def defaults(ledger: Ledger) -> None:
 
 def modules(ledger: Ledger) -> None:
     key = "lora_modules_to_save"
+    if not ledger.has("adapter"):
+        shared.nothing_of_an_adapter(ledger, (key,))
+        return
     ledger.refuses(key, f"{', '.join(ledger.get(key, names, []))}: {shared.MODULES_WHY}", shared.MODULES_THEN,
                    shared.MODULES_FIX)
 
@@ -207,6 +213,7 @@ def modules(ledger: Ledger) -> None:
 COPIES = {
     "learning_rate": Copy("train.learning_rate", number),
     "lora_dropout": Copy("method.dropout", number, "above 0 trains on the plain path, which is slower"),
+    "loraplus_lr_ratio": Copy("method.lora_plus_ratio", number),
     "weight_decay": Copy("train.weight_decay", number),
     "float32": Copy("train.dtype", lambda value: "float32" if flag(value) else "auto"),
     "seed": Copy("train.seed", whole),
@@ -220,8 +227,9 @@ JOINTS = (
           "name@revision, or the path of a directory", model),
     Joint("datasets test_datasets", "data.train, data.test, data.format",
           "files, hf:owner/name[@revision]:split, and the format of their rows; each nested key is accounted for", datasets),
-    Joint("adapter load_in_4bit load_in_8bit lora_r lora_alpha peft_use_rslora", "method.type, method.rank, method.alpha",
-          "rsLoRA becomes alpha x sqrt(rank)", adapter),
+    Joint("adapter load_in_4bit load_in_8bit lora_r lora_alpha peft_use_rslora peft_use_dora",
+          "method.type, method.rank, method.alpha, method.dora", "no adapter is full; rsLoRA becomes alpha x sqrt(rank)",
+          adapter),
     Joint("lora_target_linear lora_target_modules", "method.targets", "all-linear, or the names", targets),
     Joint("special_tokens", "", "a pad token alone is not needed; others are not supported", special_tokens),
     Joint("lora_modules_to_save", "", "not supported: whole modules beside the adapter", modules),

@@ -99,14 +99,13 @@ NO_EQUAL = (
             consequence="the base's own template is used as it is"),
     NoEqual("lora_model_dir", "training begins from an adapter", "merge that adapter into its base and name the result in base",
             consequence="the recipe begins from the base with a new adapter"),
-    NoEqual("peft_use_dora", "the adapter is a DoRA", "a higher method.rank is the nearest",
-            consequence="the recipe trains plain LoRA"),
     NoEqual("peft peft_init_lora_weights", "the adapter begins otherwise (LoftQ, PiSSA, ...)",
-            "nothing: A is random and B is 0, as in the LoRA paper", off=(True, False, 0),
+            "set method.init: pissa if it was that; else nothing: A is random and B is 0, as in the LoRA paper",
+            off=(True, False, 0),
             consequence="the recipe begins as the LoRA paper does"),
     NoEqual("lora_fan_in_fan_out lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_layers_to_transform "
             "peft_layers_pattern peft_layer_replication", "some layers get other adapters, or none",
-            "method.targets names layers by their last part, with one rank for all",
+            "set method.rank_pattern, method.alpha_pattern or method.layers_to_transform",
             consequence="all layers that method.targets names get an adapter of the same rank"),
     NoEqual("relora relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_steps "
             "jagged_restart_warmup_steps jagged_restart_anneal_steps",
@@ -114,7 +113,7 @@ NO_EQUAL = (
             off=(False, 0, "magnitude")),
     NoEqual("lisa_n_layers lisa_step_interval lisa_layers_attribute unfrozen_parameters spectrum_top_fraction "
             "spectrum_model_name mora", "a chosen part of the base's own parameters is trained",
-            "a LoRA adapter on all linear layers is the nearest", off=(False, 0, "model.layers")),
+            "LoRA on all linear layers, or method: {type: full}, are the nearest", off=(False, 0, "model.layers")),
     NoEqual("batch_size", "the whole batch is given, beside micro_batch_size",
             "train.tokens_per_step is counted from micro_batch_size and gradient_accumulation_steps",
             consequence="it is not counted with"),

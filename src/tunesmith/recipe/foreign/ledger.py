@@ -111,6 +111,15 @@ class Ledger:
             self.added.append({"to": to, "value": plain(value), "why": why})
             self._write(to, value, why)
 
+    def takes_back(self, to: str, why: str) -> None:
+        """A value that another key has made meaningless is not written after all."""
+        if self.recipe.pop(to, None) is None:
+            return
+        for told_ in [m for m in self.mapped if m["to"] == to]:
+            self.mapped.remove(told_)
+            self.ignored.append({"key": told_["from"], "value": told_["value"], "line": told_["line"], "why": why})
+        self.added = [a for a in self.added if a["to"] != to]
+
     def bad(self, key: Key, message: str, fix: str | None = None) -> None:
         self.problems.append(Problem(code="bad_value", where=self.where(key), message=message, fix=fix))
 

@@ -33,15 +33,20 @@ def model(ledger: Ledger) -> None:
 
 
 def adapter(ledger: Ledger) -> None:
-    kind = ledger.get("finetuning_type", text, "lora")
+    kind, four = ledger.get("finetuning_type", text, "lora"), _quantised(ledger)
+    if kind == "full":
+        ledger.maps("finetuning_type", "method.type", "full")
+        shared.nothing_of_an_adapter(ledger, ("lora_rank", "lora_alpha", "use_rslora", "lora_target", "additional_target",
+                                              "use_dora", "pissa_init"))
+        return
     if kind == "lora":
-        ledger.maps("finetuning_type", "method.type", "lora")
+        ledger.maps("finetuning_type", "method.type", "qlora" if four else "lora")
     else:
-        what = {"full": "all parameters are trained", "freeze": "some layers of the base are trained"}
-        ledger.refuses("finetuning_type", what.get(kind, f"the method is {kind}"), "the recipe trains a LoRA adapter: a few "
-                       "per cent "
-                       "of the parameters", "adapters learn with about 10 times the learning rate of full training: begin with "
-                       "2.0e-4", "method.type", "lora")
+        what = {"freeze": "some layers of the base are trained"}
+        ledger.refuses("finetuning_type", what.get(kind, f"the method is {kind}"), "the recipe trains a LoRA adapter",
+                       "take one of the recipe's methods (docs/methods.md)", "method.type", "qlora" if four else "lora")
+    if four:
+        ledger.adds("method.type", "qlora", "quantization_bit is 4")
     rank(ledger, "lora_rank", "lora_alpha", "use_rslora", (8, 2))
     modules = ledger.get("lora_target", names, ["all"])
     ledger.maps("lora_target", "method.targets", "all-linear" if modules == ["all"] else modules)
@@ -49,6 +54,29 @@ def adapter(ledger: Ledger) -> None:
     if ledger.has("additional_target"):
         ledger.refuses("additional_target", f"{', '.join(ledger.get('additional_target', names))}: {shared.MODULES_WHY}",
                        shared.MODULES_THEN, shared.MODULES_FIX)
+    dora = shared.dora(ledger, "use_dora", four)
+    if not ledger.get("pissa_init", flag, False):
+        ledger.ignores("pissa_init", "off")
+    elif four or dora:
+        ledger.refuses("pissa_init", "the adapter begins with the base's main directions (PiSSA)",
+                       "the recipe begins as the LoRA paper does", "PiSSA goes with plain LoRA alone: method.init")
+    else:
+        ledger.maps("pissa_init", "method.init", "pissa")
+
+
+def _quantised(ledger: Ledger) -> bool:
+    """Whether the base is in NF4; other ways are refused, and said."""
+    bits = ledger.get("quantization_bit", count)
+    if bits is None:
+        return False
+    usual = {"quantization_method": "bnb", "quantization_type": "nf4", "finetuning_type": "lora"}
+    if bits != 4 or any(ledger.get(key, text, value) != value for key, value in usual.items()):
+        ledger.refuses("quantization_bit", shared.QUANTISED.why, shared.QUANTISED.consequence, shared.QUANTISED.fix)
+        return False
+    ledger.maps("quantization_bit", "method.type", "qlora", "NF4 with double quantisation")
+    if not ledger.get("double_quantization", flag, True):
+        ledger.adds("method.double_quant", False, "double_quantization is off")
+    return True
 
 
 def what_is_trained(ledger: Ledger) -> None:
@@ -98,6 +126,7 @@ def defaults(ledger: Ledger) -> None:
 COPIES = {
     "learning_rate": Copy("train.learning_rate", number),
     "lora_dropout": Copy("method.dropout", number, "above 0 trains on the plain path, which is slower"),
+    "loraplus_lr_ratio": Copy("method.lora_plus_ratio", number),
     "weight_decay": Copy("train.weight_decay", number),
     "seed": Copy("train.seed", whole),
     "save_total_limit": Copy("train.checkpoint.keep", count),
@@ -110,9 +139,9 @@ JOINTS = (
     Joint("dataset eval_dataset dataset_dir", "data.train, data.test, data.format",
           "dataset_info.json says where the rows are and how they look; it is looked for in dataset_dir, from here and from "
           "above the file", datasets),
-    Joint("finetuning_type lora_rank lora_alpha use_rslora lora_target additional_target",
-          "method.type, method.rank, method.alpha, method.targets",
-          "rsLoRA becomes alpha x sqrt(rank); alpha is twice the rank when it is not set", adapter),
+    Joint("finetuning_type quantization_bit lora_rank lora_alpha use_rslora lora_target additional_target use_dora pissa_init",
+          "method.type, method.rank, method.alpha, method.targets, method.dora, method.init",
+          "4 bits are qlora; rsLoRA becomes alpha x sqrt(rank); alpha is twice the rank when it is not set", adapter),
     Joint("per_device_train_batch_size gradient_accumulation_steps packing neat_packing cutoff_len",
           "train.tokens_per_step, train.tokens_per_pack, data.max_tokens",
           "packed: rows x accumulation x cutoff_len; else rows x accumulation x mean tokens of a row",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tunesmith.recipe.foreign import shared
 from tunesmith.recipe.foreign.rules import NoEqual, Skip
 
@@ -74,7 +72,6 @@ SKIPPED = (
 
 NO_EQUAL = (
     *shared.TRAINER_NO_EQUAL,
-    replace(shared.QUANTISED, keys="quantization_bit"),
     NoEqual("train_on_prompt", "questions and system prompts are trained too",
             "leave it off: the mask is made from the conversation's structure (`tunesmith data show` shows it)",
             consequence="the recipe trains the answers alone, so that losses are not comparable"),
@@ -83,12 +80,8 @@ NO_EQUAL = (
     NoEqual("adapter_name_or_path", "training begins from an adapter",
             "merge that adapter into its base and name the result in base",
             consequence="the recipe begins from the base with a new adapter"),
-    NoEqual("use_dora", "the adapter is a DoRA", "a higher method.rank is the nearest",
-            consequence="the recipe trains plain LoRA"),
-    NoEqual("pissa_init", "the adapter begins with the base's main directions (PiSSA)",
-            "nothing: A is random and B is 0, as in the LoRA paper", consequence="the recipe begins as the LoRA paper does"),
     NoEqual("freeze_extra_modules", "more modules of the base are trained",
-            "a LoRA adapter on all linear layers is the nearest"),
+            "LoRA on all linear layers, or method: {type: full}, are the nearest"),
     NoEqual("use_llama_pro mixture_of_depths train_from_scratch", "the base gets other layers, or none of its weights",
             "name a base that is as you want it"),
     NoEqual("use_galore use_apollo use_badam use_adam_mini use_muon", "another optimizer",

@@ -282,10 +282,10 @@ MODULES_WHY = "these modules are trained whole and saved beside the adapter"
 MODULES_THEN = ("the recipe trains the adapter alone. embed_tokens and lm_head hold vocabulary x hidden size each: 1.05 "
                 "billion "
                 "parameters on Llama-3.1-8B, many times the adapter")
-MODULES_FIX = "leave them out: vLLM refuses adapters with whole modules; they are needed only where new tokens were added"
-QUANTISED = NoEqual("", "the base is held in 4 or 8 bits (QLoRA)", "take a smaller base if memory is short: `tunesmith check` "
-                    "estimates it before step 1", consequence="the recipe trains LoRA on the whole base (method.type: lora), "
-                    "which needs two to four times the memory")
+MODULES_FIX = "leave them out: vLLM refuses adapters with whole modules; if you need them, method.modules_to_save trains them"
+QUANTISED = NoEqual("", "the base is held in 8 bits, or in 4 that are not NF4 of bitsandbytes", "set method.type: qlora (NF4) "
+                    "if memory is short: `tunesmith check` estimates it before step 1", consequence="the recipe trains LoRA on "
+                    "the whole base (method.type: lora), which needs two to four times the memory")
 ONE_DEVICE = "one process on one device here; with N devices a step there was N times as large"
 SPEED = "speed or memory of a GPU path; the fast path here is chosen by itself, and held equal to the plain one"
 CHECKPOINTED = "memory against time; rows are packed into train.tokens_per_pack, and nothing is computed twice"
@@ -325,8 +325,27 @@ TRAINER_NO_EQUAL = (
     NoEqual("lr_scheduler_kwargs", "the schedule has other parameters", "the recipe's schedules go down to 0 and have none"),
     NoEqual("optim_args optim_target_modules", "the optimizer has other parameters",
             "there is no key for it: AdamW as torch has it"),
-    NoEqual("loraplus_lr_ratio", "B of each adapter learns faster than A (LoRA+)",
-            "a higher train.learning_rate is the nearest"),
     NoEqual("hub_model_id", "checkpoints are pushed to the hub",
             "push the adapter of a release: it is an ordinary PEFT directory", consequence="nothing is pushed"),
 )
+
+
+def dora(ledger: Ledger, key: str, quantised: bool) -> bool:
+    """Whether the recipe trains a DoRA; on a quantised base there is none."""
+    if not ledger.get(key, flag, False):
+        ledger.ignores(key, "off")
+        return False
+    if quantised:
+        ledger.refuses(key, "the adapter is a DoRA on a quantised base", "the recipe trains plain LoRA on it",
+                       "a higher method.rank, or method: {type: lora, dora: true} on the whole base")
+        return False
+    ledger.maps(key, "method.dora", True)
+    return True
+
+
+def nothing_of_an_adapter(ledger: Ledger, keys: tuple[str, ...]) -> None:
+    """Every weight is trained: what is said of an adapter means nothing."""
+    for key in keys:
+        ledger.ignores(key, "of an adapter, and every weight is trained")
+    ledger.takes_back("method.dropout", "of an adapter, and every weight is trained")
+    ledger.takes_back("method.lora_plus_ratio", "of an adapter, and every weight is trained")

@@ -37,7 +37,9 @@ def write(ledger: Ledger) -> str:
 
 
 def _section(tree: dict[str, Any], path: tuple[str, ...]) -> list[str]:
-    return [line for key in sorted(tree, key=fields_at(path).index) for line in _lines(key, tree[key], path)]
+    kind = tree.get("type")
+    tags = (f"{path[-1]}[{kind.value}]",) if path and isinstance(kind, Entry) else ()
+    return [line for key in sorted(tree, key=fields_at(path, tags).index) for line in _lines(key, tree[key], path)]
 
 
 def _lines(key: str, value: Any, path: tuple[str, ...]) -> list[str]:
