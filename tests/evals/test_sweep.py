@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import chat_row, write_jsonl
 
 import tunesmith
 from tunesmith.errors import DataError, RecipeError, UsageError
+from tunesmith.evals import sweep as room
 from tunesmith.evals.sweep_page import render
+from tunesmith.recipe.combine import combine
 from tunesmith.store.files import held
 from tunesmith.training import checkpoint
 from tunesmith.training.run import Run, all_runs, train
@@ -95,6 +98,19 @@ def test_a_sweep_from_start_to_end_after_a_crash_and_once_more(recipe, home, com
     lines = for_nothing.stdout.splitlines()
     assert lines[0].split()[:3] == ["method.rank", "trainable", "loss"] and len(lines) == 5
     assert lines[3] == swept["conclusion"]
+
+
+def test_paths_of_a_recipe_mean_the_same_from_another_directory(make_recipe, tmp_path, tiny_tokenizer):
+    (tmp_path / "own.jinja").write_text(tiny_tokenizer.chat_template)
+    write_jsonl(tmp_path / "more.jsonl", [chat_row(n, "Elm") for n in range(20_000, 20_030)])
+    write_jsonl(tmp_path / "kept.jsonl", [chat_row(n, "Elm") for n in range(30_000, 30_005)])
+    recipe = make_recipe(**{"data.train": ["train.jsonl"], "data.test": {"near": "test.jsonl"}, "data.template": "own.jinja",
+                            "data.evals": ["kept.jsonl"], "data.replay": {"rows": "more.jsonl", "share": 0.2}})
+    original, made = combine(recipe, RANKS)
+    planned = room._plan(original, made, tmp_path / "elsewhere" / "recipes", lambda _line: None)
+    there = {str(one.dataset.path) for one in planned}
+    assert there == {tunesmith.prepare(recipe)["path"]}
+    assert [one.loaded.recipe.method.rank for one in planned] == [1, 4]
 
 
 def test_a_combination_that_cannot_be_trained_is_a_row_and_the_others_count(recipe):
