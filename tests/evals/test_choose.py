@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tunesmith.evals.choose import Measured, choose
+from tunesmith.evals.sweep import conclusion
 
 ROWS = 200
 
@@ -82,6 +83,37 @@ def test_what_is_recommended_passes_and_nothing_that_passes_is_smaller(models, m
     passing = [m.size for m, a in zip(models, choice.against, strict=True) if a.passes]
     assert models[choice.recommended].size == min(passing)
     assert all(a.gain <= 0 for a in choice.against)
+
+
+def said(models: list[Measured], margin: float = 0.0, gains=None, regression=None) -> str:
+    document = {"metric": {"name": "exact_match", "label": "exact match", "unit": "share"}, "test_rows": ROWS, "margin": margin}
+    gains = gains or [0.5] * len(models)
+    rows = [{"label": f"rank={m.size}", "trainable_parameters": m.size, "target": {"gain_ci95": [gain - 0.1, gain + 0.1]},
+             "regression": regression} for m, gain in zip(models, gains, strict=True)]
+    return conclusion(document, choose("exact_match", models, margin), rows)
+
+
+@pytest.mark.parametrize(("arguments", "begin", "end"), [
+    (([model(10, right(0.8)), model(20, right(0.8))],), "Nothing separates these 2 on 200 rows", "because it is the smallest"),
+    (([model(10, right(0.8)), model(10, right(0.8))],), "Nothing separates these 2", "they are of one size"),
+    (([model(10, right(0.6)), model(20, right(0.8))],), "rank=20 is recommended: it has the best exact match", "is as good."),
+    (([model(10, right(0.79)), model(20, right(0.7)), model(40, right(0.8))],), "rank=10 is recommended", "with 25% of its"),
+    (([model(10, right(0.75)), model(20, right(0.8))], 0.06), "rank=10", "(below the margin of 6.0 points)"),
+    (([model(10, right(0.75)), model(20, right(0.8))], 0.06), "rank=10", "may still be worse than the best by up to"),
+    (([model(10, right(0.6)), model(20, right(0.8))], 0.0, [0.5, 0.05]), "rank=20", "not shown to be better than the base."),
+    (([model(10, right(0.79)), model(20, right(0.8))], 0.0, [0.05, 0.5]), "Nothing separates", "and rank=20 is: take that"),
+    (([model(10, right(0.8))],), "Only rank=10 could be trained.", ""),
+    (([model(10, right(0.6)), model(20, right(0.8))], 0.0, None, {"set": "far", "drop": 0.1, "ci95": [0.02, 0.2]}), "rank=20",
+     "worse than the base on far by 10.0 points"),
+])
+def test_the_conclusion_says_what_the_numbers_do_and_what_they_do_not(arguments, begin, end):
+    text = said(*arguments)
+    assert text.startswith(begin) and end in text
+
+
+def test_control_a_sound_choice_is_said_without_reservations():
+    text = said([model(10, right(0.6)), model(20, right(0.8))], 0.0, None, {"set": "far", "drop": 0.1, "ci95": [-0.1, 0.3]})
+    assert text == "rank=20 is recommended: it has the best exact match, and nothing smaller is as good."
 
 
 def test_models_of_different_rows_are_refused():

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import chat_row, write_jsonl
 
 import tunesmith
 from tunesmith.errors import DataError, RecipeError, UsageError
+from tunesmith.evals import sweep as room
 from tunesmith.evals.sweep_page import render
+from tunesmith.recipe.combine import combine
 from tunesmith.store.files import held
 from tunesmith.training import checkpoint
 from tunesmith.training.run import Run, all_runs, train
@@ -42,7 +45,7 @@ def recipe(make_recipe):
     return make_recipe(**{"data.test": {"near": "test.jsonl", "far": "test.jsonl"}, "train.epochs": 1})
 
 
-def test_a_sweep_from_start_to_end_and_once_more(recipe, home, command):
+def test_a_sweep_from_start_to_end_after_a_crash_and_once_more(recipe, home, command):
     first = command("sweep", recipe, "--set", RANKS[0], "--json", check=0)
     swept = first.json
     assert "answered before" in first.stderr  # the base, by the second run
@@ -72,36 +75,42 @@ def test_a_sweep_from_start_to_end_and_once_more(recipe, home, command):
     page = Path(swept["page"]).read_text()
     assert swept["conclusion"].split(":")[0] in page and "<script" not in page and "http:" not in page and "https:" not in page
 
-    again = command("sweep", recipe, "--set", RANKS[0], check=0)
-    assert len(all_runs()) == 2 and "step " not in again.stderr
-    lines = again.stdout.splitlines()
-    assert lines[0].split()[:3] == ["method.rank", "trainable", "loss"] and len(lines) == 5
-    assert lines[3] == swept["conclusion"]
+    resumed = train(Run.find(large["run_id"]).state["recipe_path"], resume=large["run_id"])  # an ordinary run
+    assert (resumed["run_id"], resumed["status"]) == (large["run_id"], "finished")
+    with pytest.raises(RecipeError, match="method.rank"):
+        train(Run.find(small["run_id"]).state["recipe_path"], resume=large["run_id"])
 
-
-def test_a_sweep_that_was_interrupted_goes_on_where_it_stopped(recipe, home):
-    swept = tunesmith.sweep(recipe, ["train.seed=1,2"])
-    first, second = (Run.find(r["run_id"]) for r in swept["rows"])
+    first, second = (Run.find(r["run_id"]) for r in swept["rows"])  # as a crash of the second would have left them
     untouched = (first.path / "run.json").read_bytes()
     for folder in (second.adapter, second.path / "report", checkpoint.all_in(second.path)[-1]):
         shutil.rmtree(folder)
     at = checkpoint.step_of(checkpoint.all_in(second.path)[-1])
     second.update(status="running")
-
-    again = tunesmith.sweep(recipe, ["train.seed=1,2"])
+    again = tunesmith.sweep(recipe, RANKS)
     events = [json.loads(line) for line in (second.path / "events.jsonl").read_text().splitlines()]
     assert {"resumed"} == {e["event"] for e in events if e.get("after_step") == at > 0}
     assert len(all_runs()) == 2 and (first.path / "run.json").read_bytes() == untouched
     assert [r["target"] for r in again["rows"]] == [r["target"] for r in swept["rows"]]
     assert (again["recommended"], again["conclusion"]) == (swept["recommended"], swept["conclusion"])
 
+    for_nothing = command("sweep", recipe, "--set", RANKS[0], check=0)
+    assert len(all_runs()) == 2 and "step " not in for_nothing.stderr
+    lines = for_nothing.stdout.splitlines()
+    assert lines[0].split()[:3] == ["method.rank", "trainable", "loss"] and len(lines) == 5
+    assert lines[3] == swept["conclusion"]
 
-def test_each_run_can_be_resumed_by_its_own_recipe(recipe):
-    swept = tunesmith.sweep(recipe, RANKS)
-    state = Run.find(swept["rows"][1]["run_id"]).state
-    assert train(state["recipe_path"], resume=state["run_id"])["status"] == "finished"
-    with pytest.raises(RecipeError, match="method.rank"):
-        train(swept["rows"] and Run.find(swept["rows"][0]["run_id"]).state["recipe_path"], resume=state["run_id"])
+
+def test_paths_of_a_recipe_mean_the_same_from_another_directory(make_recipe, tmp_path, tiny_tokenizer):
+    (tmp_path / "own.jinja").write_text(tiny_tokenizer.chat_template)
+    write_jsonl(tmp_path / "more.jsonl", [chat_row(n, "Elm") for n in range(20_000, 20_030)])
+    write_jsonl(tmp_path / "kept.jsonl", [chat_row(n, "Elm") for n in range(30_000, 30_005)])
+    recipe = make_recipe(**{"data.train": ["train.jsonl"], "data.test": {"near": "test.jsonl"}, "data.template": "own.jinja",
+                            "data.evals": ["kept.jsonl"], "data.replay": {"rows": "more.jsonl", "share": 0.2}})
+    original, made = combine(recipe, RANKS)
+    planned = room._plan(original, made, tmp_path / "elsewhere" / "recipes", lambda _line: None)
+    there = {str(one.dataset.path) for one in planned}
+    assert there == {tunesmith.prepare(recipe)["path"]}
+    assert [one.loaded.recipe.method.rank for one in planned] == [1, 4]
 
 
 def test_a_combination_that_cannot_be_trained_is_a_row_and_the_others_count(recipe):

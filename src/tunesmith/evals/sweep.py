@@ -144,6 +144,8 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 
     data = dict(one.said["data"])
     data |= {key: absolute(data[key]) for key in ("train", "test", "evals", "template") if key in data}
+    if replay := data.get("replay"):
+        data["replay"] = replay | {"rows": absolute(replay["rows"])}
     said = one.said | {"data": data, "base": model(one.said["base"])}
     if isinstance(teacher := (said.get("objective") or {}).get("teacher"), str):
         said["objective"] = said["objective"] | {"teacher": model(teacher)}
@@ -314,7 +316,8 @@ def conclusion(document: dict, choice: Choice, rows: list[dict]) -> str:
     if against.ci95[0] < 0:
         said += f" It may still be worse than the best by up to {amount(-against.ci95[0], m['unit'])}."
     if taken["target"]["gain_ci95"][0] <= 0:
-        said += " It is not shown to be better than the base."
+        said += " It is not shown to be better than the base" + (
+            f", and {best['label']} is: take that, or more test rows." if best["target"]["gain_ci95"][0] > 0 else ".")
     if (r := taken["regression"]) and r["ci95"][0] > 0:
         said += f" It is worse than the base on {r['set']} by {amount(r['drop'], m['unit'])}."
     return said
