@@ -24,7 +24,7 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
