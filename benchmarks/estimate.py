@@ -1,8 +1,8 @@
-"""What `tunesmith check` says a training takes against what it takes: memory and time of 13 configurations.
+"""What `tunesmith check` says a training takes against what it takes: memory and time of 12 configurations.
 
     python benchmarks/estimate.py
 
-Each runs in a process of its own, for four steps of one pack: SmolLM2-135M, and the shapes of Qwen2.5-0.5B and Llama-3.2-1B
+Each runs in a process of its own, for four steps of one pack: SmolLM2-135M, and the shapes of Qwen2.5-0.5B
 with random weights, which cost the same. Time is the median of the last three steps.
 """
 
@@ -21,9 +21,6 @@ SHAPES = {
     "Qwen2.5-0.5B": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
                                "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
                                "tie_word_embeddings": True}),
-    "Llama-3.2-1B": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-                               "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-                               "tie_word_embeddings": True}),
 }
 CONFIGURATIONS = [  # base, engine, dtype, rank, tokens of the pack, tokens of a row
     (SMOLLM, "kernels", "bfloat16", 16, 512, 64),
@@ -38,7 +35,6 @@ CONFIGURATIONS = [  # base, engine, dtype, rank, tokens of the pack, tokens of a
     ("Qwen2.5-0.5B", "kernels", "bfloat16", 16, 1024, 128),
     ("Qwen2.5-0.5B", "kernels", "bfloat16", 16, 4096, 256),
     ("Qwen2.5-0.5B", "plain", "bfloat16", 16, 512, 128),
-    ("Llama-3.2-1B", "kernels", "bfloat16", 16, 1024, 256),
 ]
 
 

@@ -27,8 +27,10 @@ from tunesmith.engine.loss import CHUNK_TOKENS
 
 Engine = Literal["kernels", "torch", "plain"]
 """The fast path with kernels in C, the fast path without them, the plain path."""
-MATMUL_SHARE: dict[Engine, float] = {"kernels": 0.6, "torch": 0.42, "plain": 0.14}
+MATMUL_SHARE: dict[Engine, float] = {"kernels": 0.65, "torch": 0.5, "plain": 0.36}
 """Of a step's time; the rest is memory traffic. As measured on two CPU cores by benchmarks/estimate.py."""
+HEAP: dict[Engine, float] = {"kernels": 1.08, "torch": 1.35, "plain": 1.65}
+"""What the heap grows to over what layers keep in it: temporaries, and room between pieces. As measured there too."""
 LIBRARY_BYTES = 150_000_000
 """What a training loads that is not in memory before it: PEFT, the matrix library's buffers, pieces of the heap."""
 TOKENS, REPEATS = 1024, 4
@@ -80,7 +82,7 @@ def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, engine: Engine, 
             layer = 4 * ((2 if b == 4 else 5) * d + q + f) + 8 * d + 4 * b * q + 3 * b * f
             head = 12 * pack_tokens * s.vocabulary
     weights = s.parameters * b + s.trainable * (4 + 4 + 8)  # float32 weight, gradient, Adam's two moments
-    return int(process_bytes + LIBRARY_BYTES + weights + layer * s.layers * pack_tokens + head)
+    return int(process_bytes + LIBRARY_BYTES + weights + HEAP[engine] * layer * s.layers * pack_tokens + head)
 
 
 def seconds(s: Shape, tokens: int, trained_tokens: int, flops_per_second: float, engine: Engine) -> float:
