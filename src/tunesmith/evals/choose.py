@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunesmith.evals.compare import value
 from tunesmith.evals.metrics import METRICS
 from tunesmith.evals.statistics import paired_bootstrap
 
@@ -21,10 +22,8 @@ class Measured:
 
     size: int
     """Trainable parameters."""
-    values_N: np.ndarray
-    """Score of each row; for loss and perplexity its summed loss in nats."""
-    tokens_N: np.ndarray
-    """Labelled tokens of each row."""
+    parts_NS: np.ndarray
+    """The metric's numbers of each row (`Metric.parts`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +47,6 @@ class Choice:
     """Whether the rows tell any of them from the best."""
 
 
-def value(metric: str, m: Measured, weights_RN: np.ndarray) -> np.ndarray:
-    """The metric of resampled rows, [R]. Loss is per token over the set, so long rows weigh more."""
-    if METRICS[metric].score:
-        return weights_RN @ m.values_N / weights_RN.sum(1)
-    mean = (weights_RN @ m.values_N) / (weights_RN @ m.tokens_N)
-    return np.exp(mean) if metric == "perplexity" else mean
-
-
 def choose(metric: str, models: Sequence[Measured], margin: float = 0.0) -> Choice:
     """The best by its mean, and the fewest parameters among those that pass; equal sizes: the better mean, then the first.
 
@@ -65,10 +56,10 @@ def choose(metric: str, models: Sequence[Measured], margin: float = 0.0) -> Choi
     Raises:
         ValueError: no models, or not the same number of rows.
     """
-    if len({len(m.values_N) for m in models}) != 1:
+    if len({len(m.parts_NS) for m in models}) != 1:
         raise ValueError("the models were not measured on the same rows")
-    n, sign = len(models[0].values_N), 1 if METRICS[metric].higher_is_better else -1
-    means = [sign * float(value(metric, m, np.ones((1, n)))[0]) for m in models]
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    means = [sign * value(METRICS[metric], m.parts_NS) for m in models]
     best = min(range(len(models)), key=lambda i: (-means[i], models[i].size, i))
     against = [_against(metric, m, models[best], means[i] - means[best], sign, margin) for i, m in enumerate(models)]
     passing = [i for i, a in enumerate(against) if a.passes]
@@ -79,5 +70,6 @@ def choose(metric: str, models: Sequence[Measured], margin: float = 0.0) -> Choi
 def _against(metric: str, m: Measured, best: Measured, gain: float, sign: int, margin: float) -> Against:
     if m is best:
         return Against(gain=0.0, ci95=(0.0, 0.0), worse=False, passes=True)
-    low, high = paired_bootstrap(lambda w_RN: sign * (value(metric, m, w_RN) - value(metric, best, w_RN)), len(m.values_N))
+    of = METRICS[metric].value
+    low, high = paired_bootstrap(lambda w_RN: sign * (of(w_RN @ m.parts_NS) - of(w_RN @ best.parts_NS)), len(m.parts_NS))
     return Against(gain=gain, ci95=(low, high), worse=high < 0, passes=high >= 0 or -gain <= margin)

@@ -1,89 +1,102 @@
-"""From answers and likelihoods of each system to metrics with intervals, per item and per set."""
+"""From what each system said to metrics with intervals, per item and per suite."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.evals.metrics import METRICS
+from tunesmith.evals.items import Item, Outcome, Suite
+from tunesmith.evals.metrics import METRICS, Metric
 from tunesmith.evals.statistics import mean_interval, paired_bootstrap
-from tunesmith.recipe.schema import Eval
 
 BASE, TUNED = "zero_shot", "tuned"
 
 
-def measurable(name: str, rows: list[Row], config: Eval) -> None:
-    """Raises DataError when test set `name` has no rows, or references that a metric cannot be computed on."""
-    if not rows:
-        raise DataError(f"test set {name!r} has no rows", fix="see `tunesmith data audit`, or raise data.max_tokens")
-    for metric in config.metrics:
-        score = METRICS[metric].score
-        for row in rows if score else ():
+def measurable(suite: Suite) -> None:
+    """Raises DataError when a suite has no items, or items that one of its metrics cannot be computed on."""
+    if not suite.items:
+        raise DataError(f"{suite.kind} set {suite.name!r} has no rows", fix="see `tunesmith data audit`, or raise "
+                        "data.max_tokens")
+    for name in suite.metrics:
+        for item in suite.items:
             try:
-                score(row.answer, row.answer)
+                METRICS[name].check(item)
             except ValueError as error:
-                raise DataError(f"metric {metric} cannot be computed on {name!r}", where=row.where, why=str(error),
-                                fix="take it out of eval.metrics") from error
+                raise DataError(f"metric {name} cannot be computed on {suite.name!r}", where=item.id, why=str(error),
+                                fix="take it out of " + ("eval.metrics" if suite.kind == "test" else "the suite's metrics")
+                                ) from error
 
 
-def compare_set(rows: list[Row], results: dict[str, dict], config: Eval) -> dict:
-    """One test set of the report: `n`, `metrics`, `items`.
+def compare_suite(suite: Suite, said: dict[str, list[Outcome]]) -> dict:
+    """One suite of the report: `kind`, `source`, `n`, `metrics`, `items`; `tags` too if items have any.
 
-    `results[system]` has `answers` [(text, stopped)] and, except for few_shot, `losses` ([nats], [tokens]) by row.
+    `said[system]` has an outcome for each item. A metric has a value for each system that was measured with what it needs.
     """
-    scores = {name: _scores(name, rows, results) for name in config.metrics if METRICS[name].score}
-    metrics = {}
-    for name in config.metrics:
-        metrics[name] = _by_score(name, scores[name]) if name in scores else _by_likelihood(name, results)
-    return {"n": len(rows), "metrics": metrics, "items": [_item(i, row, results, scores) for i, row in enumerate(rows)]}
+    for name in suite.metrics:
+        if METRICS[name].prepare:
+            for outcomes in said.values():
+                METRICS[name].prepare(list(zip(suite.items, outcomes, strict=True)))
+    parts = {name: parts_of(METRICS[name], suite.items, said) for name in suite.metrics}
+    tags = sorted({tag for item in suite.items for tag in item.tags})
+    found = {"kind": suite.kind, "source": suite.source, "n": len(suite.items),
+             "metrics": {name: measured(name, p) for name, p in parts.items()}}
+    if tags:
+        found["tags"] = {tag: _of_tag(tag, suite.items, parts) for tag in tags}
+    return found | {"items": [_item(i, item, said, parts) for i, item in enumerate(suite.items)]}
 
 
-def _scores(name: str, rows: list[Row], results: dict[str, dict]) -> dict[str, list[float]]:
-    score = METRICS[name].score
-    return {system: [score(text, row.answer) for (text, _), row in zip(r["answers"], rows, strict=True)]
-            for system, r in results.items()}
+def parts_of(metric: Metric, items: Sequence[Item], said: dict[str, list[Outcome]]) -> dict[str, np.ndarray]:
+    """[N, S] of each system that was measured with what the metric needs."""
+    return {system: np.array([metric.parts(o, item) for o, item in zip(outcomes, items, strict=True)], dtype=float)
+            for system, outcomes in said.items() if _has(outcomes[0], metric)}
 
 
-def _by_score(name: str, scores: dict[str, list[float]]) -> dict:
-    base, tuned = np.array(scores[BASE]), np.array(scores[TUNED])
-    n = len(base)
-    low, high = paired_bootstrap(lambda w_RN: w_RN @ (tuned - base) / n, n)
-    systems = {s: {"value": float(np.mean(v)), "ci95": list(mean_interval(v))} for s, v in scores.items()}
-    return _metric(name, systems, (low, high))
-
-
-def _by_likelihood(name: str, results: dict[str, dict]) -> dict:
-    """Loss per token over the whole set, so long rows weigh more; the bootstrap resamples rows."""
-    losses = {s: tuple(np.array(x, dtype=float) for x in r["losses"]) for s, r in results.items() if "losses" in r}
-    n = len(losses[BASE][0])
-
-    def value(system: str):
-        nats, tokens = losses[system]
-
-        def statistic(w_RN: np.ndarray) -> np.ndarray:
-            mean = (w_RN @ nats) / (w_RN @ tokens)
-            return np.exp(mean) if name == "perplexity" else mean
-
-        return statistic
-
-    once = np.ones((1, n))
-    systems = {s: {"value": float(value(s)(once)[0]), "ci95": list(paired_bootstrap(value(s), n))} for s in losses}
-    difference = paired_bootstrap(lambda w_RN: value(TUNED)(w_RN) - value(BASE)(w_RN), n)
-    return _metric(name, systems, difference)
-
-
-def _metric(name: str, systems: dict[str, dict], ci95: tuple[float, float]) -> dict:
-    m = METRICS[name]
+def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
+    """One metric of the report: each system's value and 95% interval, and the difference of tuned to base, item by item."""
+    metric, n = METRICS[name], len(parts[BASE])
+    systems = {s: {"value": value(metric, p_NS), "ci95": list(interval(metric, p_NS))} for s, p_NS in parts.items()}
+    low, high = paired_bootstrap(
+        lambda w_RN: metric.value(w_RN @ parts[TUNED]) - metric.value(w_RN @ parts[BASE]), n)
     base, tuned = systems[BASE]["value"], systems[TUNED]["value"]
-    return {"label": m.label, "higher_is_better": m.higher_is_better, "unit": m.unit, "systems": systems,
-            "base": base, "tuned": tuned, "delta": tuned - base, "ci95": list(ci95)}
+    return {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
+            "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [low, high]}
 
 
-def _item(i: int, row: Row, results: dict[str, dict], scores: dict[str, dict[str, list[float]]]) -> dict:
-    answered = {s: r["answers"][i] for s, r in results.items() if "answers" in r}
-    return {"id": row.where, "prompt": row.prompt, "reference": row.answer,
-            "answers": {s: text for s, (text, _) in answered.items()},
-            "stopped": {s: stopped for s, (_, stopped) in answered.items()},
-            "scores": {name: {s: v[i] for s, v in by.items()} for name, by in scores.items()},
-            "losses": {s: r["losses"][0][i] / max(1, r["losses"][1][i]) for s, r in results.items() if "losses" in r}}
+def value(metric: Metric, parts_NS: np.ndarray) -> float:
+    return float(metric.value(parts_NS.sum(0, keepdims=True))[0])
+
+
+def interval(metric: Metric, parts_NS: np.ndarray) -> tuple[float, float]:
+    """95% interval of one system's value; Wilson's for shares of zeros and ones, which is never of zero width."""
+    if metric.is_mean:
+        return mean_interval(parts_NS[:, 0])
+    return paired_bootstrap(lambda w_RN: metric.value(w_RN @ parts_NS), len(parts_NS))
+
+
+def _of_tag(tag: str, items: Sequence[Item], parts: dict[str, dict[str, np.ndarray]]) -> dict:
+    rows = np.array([tag in item.tags for item in items])
+    return {"n": int(rows.sum()),
+            "metrics": {name: measured(name, {s: p_NS[rows] for s, p_NS in p.items()}) for name, p in parts.items()}}
+
+
+def _has(outcome: Outcome, metric: Metric) -> bool:
+    return {"answer": outcome.text is not None, "likelihood": outcome.nats is not None,
+            "choices": bool(outcome.choices)}[metric.needs]
+
+
+def _item(i: int, item: Item, said: dict[str, list[Outcome]], parts: dict[str, dict[str, np.ndarray]]) -> dict:
+    answered = {s: o[i] for s, o in said.items() if o[i].text is not None}
+    scored = {name: p for name, p in parts.items() if METRICS[name].needs != "likelihood"}
+    found = {"id": item.id, "prompt": item.prompt, "reference": item.reference,
+             "answers": {s: o.text for s, o in answered.items()}, "stopped": {s: o.stopped for s, o in answered.items()},
+             "scores": {name: {s: value(METRICS[name], p_NS[i : i + 1]) for s, p_NS in p.items()}
+                        for name, p in scored.items()},
+             "losses": {s: o[i].nats / max(1, o[i].tokens) for s, o in said.items() if o[i].nats is not None},
+             "parts": {name: {s: p_NS[i].tolist() for s, p_NS in p.items()} for name, p in parts.items()
+                       if not METRICS[name].is_mean}}
+    if item.choices:
+        found["choices"] = list(item.choices)
+        found["log_likelihoods"] = {s: list(o[i].choices) for s, o in said.items() if o[i].choices}
+    return found | ({"tags": list(item.tags)} if item.tags else {})

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.evals.compare import compare_set, measurable
+from tunesmith.evals.compare import compare_suite, measurable
+from tunesmith.evals.items import Suite, of_rows
 from tunesmith.evals.metrics import METRICS
-from tunesmith.recipe.schema import Eval, Recipe
+from tunesmith.evals.systems import FEW_SHOT, TUNED, ZERO_SHOT, System, ask, few_shot, remembered, shots_from
+from tunesmith.recipe.schema import Recipe
 from tunesmith.store.files import read_json, sha256_json, sha256_tree, write_json, write_text
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, now, tokenizer_for
 
 Say = Callable[[str], None]
 REPORT = "report"
-TUNED, ZERO_SHOT, FEW_SHOT = "tuned", "zero_shot", "few_shot"
 
 
-def evaluate(run: Run, say: Say = lambda _line: None, remembered: Path | None = None) -> dict:
+def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None) -> dict:
     """Measure a finished run and write its report. Returns the report.
 
-    What the base says is the same for all runs of one base, data and settings: in the directory `remembered` it is looked
+    What the base says is the same for all runs of one base, data and settings: in the directory `memory` it is looked
     up, and kept for the next.
 
     Raises:
@@ -45,25 +47,23 @@ def evaluate(run: Run, say: Say = lambda _line: None, remembered: Path | None = 
 
     loaded, dataset, base, state = run.recipe(), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
-    samples = {n: sampled(dataset, n, recipe.eval.samples, recipe.train.seed) for n in dataset.tests}
-    for name, rows in samples.items():
-        measurable(name, picked(dataset, name, rows), recipe.eval)
+    suites = suites_of(dataset, recipe)
+    for suite in suites:
+        measurable(suite)
     torch.set_num_threads(state["threads"])
     keep_pages()
     tokenizer = tokenizer_for(base, loaded)
     model = methods.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
     fuse(model)
-    shots = _shots(dataset, recipe)
-    sets = {}
-    for name, rows in samples.items():
-        say(f"evaluating {len(rows)} rows of {name!r}")
-        key = _base_key(run, name, rows, fingerprint(tokenizer))
-        known = read_json(remembered / key) if remembered and (remembered / key).is_file() else {}
-        results = _measure(model, tokenizer, dataset, name, rows, shots, recipe.eval, known, say)
-        if remembered and not known:
-            write_json(remembered / key, {system: r for system, r in results.items() if system != TUNED})
-        source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        sets[name] = {"source": source} | compare_set(picked(dataset, name, rows), results, recipe.eval)
+    systems, sets = systems_of(dataset, recipe), {}
+    for suite in suites:
+        say(f"evaluating {len(suite.items)} rows of {suite.name!r}")
+        path = memory / _base_key(run, suite, fingerprint(tokenizer)) if memory else None
+        known = read_json(path) if path and path.is_file() else {}
+        said = ask(model, tokenizer, suite, systems, batch_size=recipe.eval.batch_size, known=known, say=say)
+        if path and not known:
+            write_json(path, remembered(said))
+        sets[suite.name] = compare_suite(suite, said)
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -136,65 +136,36 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
     return [all_rows[i] for i in rows]
 
 
-def _shots(dataset: Dataset, recipe: Recipe) -> list[Row]:
-    """Training rows shown to the base: one question and its answer each, the same for every question."""
-    rows = [r for r in dataset.rows(TRAIN)
-            if r.desirable is not False and [m["role"] for m in r.messages if m["role"] != "system"] == ["user", "assistant"]]
-    return random.Random(f"{recipe.train.seed}/shots").sample(rows, min(recipe.eval.shots, len(rows)))
+def suites_of(dataset: Dataset, recipe: Recipe) -> list[Suite]:
+    """What is asked: the dataset's test sets, each a sample of `eval.samples` rows. Raises DataError."""
+    suites = []
+    for name in dataset.tests:
+        numbers, tokens = sampled(dataset, name, recipe.eval.samples, recipe.train.seed), dataset.tokens(name)
+        rows = zip(picked(dataset, name, numbers), (tokens[i] for i in numbers), strict=True)
+        source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
+        suites.append(Suite(name, "test", of_rows(rows), tuple(recipe.eval.metrics), source, recipe.eval.max_new_tokens))
+    return suites
 
 
-def _base_key(run: Run, name: str, rows: list[int], template: str) -> str:
-    """A file's name for all that the base's answers to test set `name` depend on. QLoRA's base is the quantised one."""
+def systems_of(dataset: Dataset, recipe: Recipe) -> list[System]:
+    """Who is asked: the baselines that the recipe names, and the tuned model last."""
+    systems = []
+    for name in recipe.eval.baselines:
+        if name == ZERO_SHOT:
+            systems.append(System(ZERO_SHOT, adapter=False))
+        elif shots := shots_from(dataset.rows(TRAIN), recipe.eval.shots, recipe.train.seed):
+            systems.append(few_shot(shots))
+    return [*systems, System(TUNED, adapter=True)]
+
+
+def _base_key(run: Run, suite: Suite, template: str) -> str:
+    """A file's name for all that the base's answers to a suite depend on. QLoRA's base is the quantised one."""
     state, recipe = run.state, run.recipe().recipe
     quantised = {k: getattr(recipe.method, k, None) for k in ("block_size", "double_quant")}
+    asked = [suite.name, suite.metrics, suite.max_new_tokens, [asdict(item) for item in suite.items]]
     return sha256_json([state["base"]["digest"], quantised, state["dtype"], state["device"], state["threads"],
-                        state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, name, rows,
+                        state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, asked,
                         template]).removeprefix("sha256:")[:20] + ".json"
-
-
-def _measure(model, tokenizer, dataset: Dataset, name: str, rows: list[int], shots: list[Row], config: Eval,
-             known: dict[str, dict], say: Say) -> dict[str, dict]:
-    """{system: {"answers": [(text, stopped)], "losses": ([nats], [tokens])}}; systems in `known` are not asked again."""
-    from tunesmith.evals.likelihood import row_losses
-    from tunesmith.objectives.sft import sample
-    from tunesmith.serving.generate import answers
-    from tunesmith.template.render import generation_prompt, stop_ids
-
-    questions, tokens, stops = picked(dataset, name, rows), dataset.tokens(name), stop_ids(tokenizer)
-    results = {}
-    for system in (*config.baselines, TUNED):
-        if system == FEW_SHOT and not shots:
-            continue
-        if system in known:
-            results[system] = known[system]
-            say(f"  {system}: {len(rows)} rows answered before")
-            continue
-        messages = [_with_shots(q, shots) if system == FEW_SHOT else q.question for q in questions]
-        prompts = [generation_prompt(tokenizer, m, q.tools) for m, q in zip(messages, questions, strict=True)]
-        result: dict = {}
-
-        def run_model(prompts=prompts, result=result, system=system):
-            if any(METRICS[m].score for m in config.metrics):
-                result["answers"] = answers(model, tokenizer, prompts, stops, max_new_tokens=config.max_new_tokens,
-                                            batch_size=config.batch_size)
-            if system != FEW_SHOT:
-                result["losses"] = row_losses(model, [sample(*tokens[i]) for i in rows])
-
-        if system == TUNED:
-            run_model()
-        else:
-            with model.disable_adapter():
-                run_model()
-        results[system] = result
-        say(f"  {system}: {len(prompts)} rows answered")
-    return results
-
-
-def _with_shots(row: Row, shots: list[Row]) -> list[dict]:
-    system = [m for m in row.question if m["role"] == "system"]
-    shown = [m for s in shots for m in s.messages if m["role"] != "system"]
-    return [*system, *({"role": m["role"], "content": m["content"]} for m in shown),
-            *(m for m in row.question if m["role"] != "system")]
 
 
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:

@@ -27,8 +27,9 @@ from tunesmith.evals.choose import Choice, Measured, choose
 from tunesmith.evals.compare import measurable
 from tunesmith.evals.metrics import METRICS
 from tunesmith.evals.one import in_a_process
-from tunesmith.evals.run import TUNED, picked, read_report, sampled
+from tunesmith.evals.run import read_report, suites_of
 from tunesmith.evals.spectrum import spectrum
+from tunesmith.evals.systems import TUNED
 from tunesmith.models.base import Base, resolve
 from tunesmith.recipe.combine import Combination, combine, shown
 from tunesmith.recipe.load import Loaded, load
@@ -155,25 +156,17 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 
 def _asked(one: _Planned) -> dict[str, list]:
     """The test rows that a combination is measured on: what is asked, the reference, and how many tokens that has."""
-    recipe, found = one.loaded.recipe, {}
-    for name in one.dataset.tests:
-        numbers = sampled(one.dataset, name, recipe.eval.samples, recipe.train.seed)
-        rows = picked(one.dataset, name, numbers)
-        measurable(name, rows, recipe.eval)
-        found[name] = [(row.question, row.answer, tokens) for row, tokens in
-                       zip(rows, _labelled(one.dataset, name, numbers).tolist(), strict=True)]
+    found = {}
+    for suite in suites_of(one.dataset, one.loaded.recipe):
+        measurable(suite)
+        found[suite.name] = [(item.messages, item.references, sum(item.tokens[1][1:])) for item in suite.items]
     return found
-
-
-def _labelled(dataset: Dataset, name: str, rows: list[int]) -> np.ndarray:
-    tokens = dataset.tokens(name)
-    return np.array([sum(tokens[i][1][1:]) for i in rows], dtype=float)
 
 
 def _same_rows(planned: list[_Planned]) -> None:
     """Raises DataError: models that answered different rows, or count them in different tokens, cannot be compared."""
     first, fix = _asked(planned[0]), "leave the key out that changes them, or name the test files in data.test"
-    likelihoods = METRICS[planned[0].loaded.recipe.gates.target.metric].score is None
+    likelihoods = METRICS[planned[0].loaded.recipe.gates.target.metric].needs == "likelihood"
     for one in planned[1:]:
         other = _asked(one)
         if _texts(other) != _texts(first):
@@ -265,17 +258,17 @@ def _document(name: str, folder: Path, original: Loaded, planned: list[_Planned]
     whole = len(rows) == len(planned) and all(r["status"] != "stopped" for r in rows)
     done = [i for i, r in enumerate(rows) if r["status"] == "finished"]
     primary = planned[0].dataset.tests[0]
-    numbers = sampled(planned[0].dataset, primary, original.recipe.eval.samples, planned[0].loaded.recipe.train.seed)
+    asked = suites_of(planned[0].dataset, planned[0].loaded.recipe)[0].items
     document = {
         "sweep_id": name, "status": "finished" if whole else "stopped", "path": str(folder / SWEEP), "page": str(folder / PAGE),
         "recipe": str(original.path), "base": original.recipe.base, "keys": list(planned[0].combination.values),
-        "combinations": len(planned), "margin": margin, "primary": primary, "test_rows": len(numbers),
+        "combinations": len(planned), "margin": margin, "primary": primary, "test_rows": len(asked),
         "metric": {"name": metric, "label": known.label, "unit": known.unit, "higher_is_better": known.higher_is_better},
         "rows": rows, "best": None, "recommended": None, "separated": None,
     }
     if not whole or not done:
         return document | {"conclusion": f"stopped after {len(done)} of {len(planned)} combinations: the same command goes on"}
-    choice = choose(metric, [_measured(planned[i], rows[i], primary, numbers, metric) for i in done], margin)
+    choice = choose(metric, [_measured(rows[i], primary, metric) for i in done], margin)
     for i, against in zip(done, choice.against, strict=True):
         rows[i]["against_best"] = {"gain": against.gain, "ci95": list(against.ci95), "worse": against.worse,
                                    "passes": against.passes}
@@ -285,14 +278,11 @@ def _document(name: str, folder: Path, original: Loaded, planned: list[_Planned]
                        "conclusion": conclusion(document, choice, [rows[i] for i in done])}
 
 
-def _measured(one: _Planned, row: dict, primary: str, numbers: list[int], metric: str) -> Measured:
+def _measured(row: dict, primary: str, metric: str) -> Measured:
     items = read_report(Run.find(row["run_id"]))["sets"][primary]["items"]
-    tokens = _labelled(one.dataset, primary, numbers)
-    if METRICS[metric].score:
-        values = np.array([item["scores"][metric][TUNED] for item in items])
-    else:
-        values = np.array([item["losses"][TUNED] for item in items]) * np.maximum(tokens, 1)
-    return Measured(row["trainable_parameters"], values, tokens)
+    if METRICS[metric].is_mean:
+        return Measured(row["trainable_parameters"], np.array([[item["scores"][metric][TUNED], 1.0] for item in items]))
+    return Measured(row["trainable_parameters"], np.array([item["parts"][metric][TUNED] for item in items]))
 
 
 def conclusion(document: dict, choice: Choice, rows: list[dict]) -> str:

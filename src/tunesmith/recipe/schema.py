@@ -258,8 +258,11 @@ class Train(Section):
         return self
 
 
+MetricName = Literal["exact_match", "json_f1", "token_f1", "loss", "perplexity"]
+
+
 class Eval(Section):
-    metrics: list[Literal["exact_match", "json_f1", "token_f1", "loss", "perplexity"]] = ["exact_match", "loss"]
+    metrics: list[MetricName] = ["exact_match", "loss"]
     baselines: list[Literal["zero_shot", "few_shot"]] = ["zero_shot"]
     shots: Annotated[int, Field(ge=1, le=32)] = 3
     """Training rows shown to the base before the question in the few_shot baseline."""

@@ -1,8 +1,4 @@
-"""Scores of one answer against its reference, and what is known of each metric.
-
-Add a metric: write `name(answer, reference) -> float` in 0..1, give it a row in METRICS, its name in
-`recipe.schema.Eval.metrics`, and a test against an independent implementation.
-"""
+"""Scores of one answer against one reference, in 0..1."""
 
 from __future__ import annotations
 
@@ -10,18 +6,6 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    label: str
-    unit: Literal["share", "nats", "ratio"]
-    higher_is_better: bool
-    score: Callable[[str, str], float] | None
-    """None: computed from likelihoods, not from an answer."""
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -45,15 +29,6 @@ def json_f1(answer: str, reference: str) -> float:
 def token_f1(answer: str, reference: str) -> float:
     """Word-overlap F1 as in SQuAD (Rajpurkar et al. 2016): case, punctuation and English articles folded away."""
     return _f1(Counter(_words(answer)), Counter(_words(reference)))
-
-
-METRICS: dict[str, Metric] = {
-    "exact_match": Metric("exact match", "share", True, exact_match),
-    "json_f1": Metric("JSON field F1", "share", True, json_f1),
-    "token_f1": Metric("token F1", "share", True, token_f1),
-    "loss": Metric("held-out loss", "nats", False, None),
-    "perplexity": Metric("perplexity", "ratio", False, None),
-}
 
 
 def _f1(given: Counter, wanted: Counter) -> float:

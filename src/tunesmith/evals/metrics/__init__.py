@@ -1,0 +1,82 @@
+"""What is known of each metric: what it needs, its numbers for one item, and what the sum of such numbers means (ADR 12).
+
+Add a metric: write it in a file of this folder, give it a row in METRICS, its name in `recipe.schema.MetricName`, and a test
+against an independent implementation.
+
+Shapes: N = items, R = resamples, S = numbers a metric gives for one item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tunesmith.evals.items import Item, Outcome
+from tunesmith.evals.metrics.answers import exact_match, json_f1, token_f1
+
+Need = Literal["answer", "likelihood", "choices"]
+
+
+def ratio(sums_RS: np.ndarray) -> np.ndarray:
+    """The first sum over the second: a mean when the second counts items."""
+    return sums_RS[:, 0] / sums_RS[:, 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    label: str
+    unit: Literal["share", "nats", "ratio", "score"]
+    """share: 0 to 1, shown in points. score: 0 to 100, as BLEU is."""
+    higher_is_better: bool = True
+    needs: Need = "answer"
+    parts: Callable[[Outcome, Item], Sequence[float]]
+    """S numbers of one item."""
+    value: Callable[[np.ndarray], np.ndarray] = ratio
+    """The metric of summed parts, [R, S] -> [R]."""
+    check: Callable[[Item], None] = lambda _item: None
+    """Raises ValueError, saying why nothing could ever score on this item."""
+    prepare: Callable[[list[tuple[Item, Outcome]]], None] | None = None
+    """Called once with all outcomes of a system, to fetch what parts need besides (`Outcome.extra`)."""
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the metric of a set is the mean of the metric of its items."""
+        return self.value is ratio and self.needs != "likelihood"
+
+
+def per_answer(score: Callable[[str, str], float]) -> Callable[[Outcome, Item], tuple[float, float]]:
+    """Parts of a score of one answer against one reference: against the best of several."""
+    return lambda outcome, item: (max(score(outcome.text or "", r) for r in item.references), 1.0)
+
+
+def against_itself(score: Callable[[str, str], float]) -> Callable[[Item], None]:
+    """A check: a reference that a score refuses, or none."""
+
+    def check(item: Item) -> None:
+        if not item.references:
+            raise ValueError("it has no reference")
+        for reference in item.references:
+            score(reference, reference)
+
+    return check
+
+
+def _of_answers(label: str, score: Callable[[str, str], float]) -> Metric:
+    return Metric(label=label, unit="share", parts=per_answer(score), check=against_itself(score))
+
+
+def _likelihood(outcome: Outcome, _item: Item) -> tuple[float, float]:
+    return outcome.nats, outcome.tokens
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": _of_answers("exact match", exact_match),
+    "json_f1": _of_answers("JSON field F1", json_f1),
+    "token_f1": _of_answers("token F1", token_f1),
+    "loss": Metric(label="held-out loss", unit="nats", higher_is_better=False, needs="likelihood", parts=_likelihood),
+    "perplexity": Metric(label="perplexity", unit="ratio", higher_is_better=False, needs="likelihood", parts=_likelihood,
+                         value=lambda sums_RS: np.exp(ratio(sums_RS))),
+}
