@@ -1,6 +1,6 @@
 """Rules over evidence that say pass, fail or not_measured. Not measured is not a pass.
 
-Add a gate: write a function `name(evidence) -> Gate`, put it in GATES, give it a section in `recipe.schema.Gates`,
+Add a gate: write a function `name(evidence) -> Gate`, put it in GATES, give it a section in `recipe.evaluation.Gates`,
 and a control in tests/releases that it refuses.
 """
 
