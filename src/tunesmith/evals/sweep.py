@@ -145,9 +145,15 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 
     data = dict(one.said["data"])
     data |= {key: absolute(data[key]) for key in ("train", "test", "evals", "template") if key in data}
+    measured = dict(one.said.get("eval") or {})
+    if "suites" in measured:
+        measured["suites"] = absolute(measured["suites"])
+    if documents := measured.get("retrieval"):
+        documents = documents | {"documents": absolute(documents["documents"])}
+        measured["retrieval"] = documents | ({"embedder": model(documents["embedder"])} if "embedder" in documents else {})
     if replay := data.get("replay"):
         data["replay"] = replay | {"rows": absolute(replay["rows"])}
-    said = one.said | {"data": data, "base": model(one.said["base"])}
+    said = one.said | ({"eval": measured} if measured else {}) | {"data": data, "base": model(one.said["base"])}
     if isinstance(teacher := (said.get("objective") or {}).get("teacher"), str):
         said["objective"] = said["objective"] | {"teacher": model(teacher)}
     return (f"# Made by `tunesmith sweep` from {original.path}: {one.label}\n"
@@ -157,9 +163,9 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 def _asked(one: _Planned) -> dict[str, list]:
     """The test rows that a combination is measured on: what is asked, the reference, and how many tokens that has."""
     found = {}
-    for suite in suites_of(one.dataset, one.loaded.recipe):
+    for suite in suites_of(one.dataset, one.loaded):
         measurable(suite)
-        found[suite.name] = [(item.messages, item.references, sum(item.tokens[1][1:])) for item in suite.items]
+        found[suite.name] = [(i.messages, i.references, sum(i.tokens[1][1:]) if i.tokens else None) for i in suite.items]
     return found
 
 
@@ -258,7 +264,7 @@ def _document(name: str, folder: Path, original: Loaded, planned: list[_Planned]
     whole = len(rows) == len(planned) and all(r["status"] != "stopped" for r in rows)
     done = [i for i, r in enumerate(rows) if r["status"] == "finished"]
     primary = planned[0].dataset.tests[0]
-    asked = suites_of(planned[0].dataset, planned[0].loaded.recipe)[0].items
+    asked = suites_of(planned[0].dataset, planned[0].loaded)[0].items
     document = {
         "sweep_id": name, "status": "finished" if whole else "stopped", "path": str(folder / SWEEP), "page": str(folder / PAGE),
         "recipe": str(original.path), "base": original.recipe.base, "keys": list(planned[0].combination.values),
@@ -316,7 +322,8 @@ def conclusion(document: dict, choice: Choice, rows: list[dict]) -> str:
 def amount(value: float, unit: str, signed: bool = False) -> str:
     """A difference for people: shares in points."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} points" if unit == "share" else f"{value:{sign}.4f}" + (" nats" if unit == "nats" else "")
+    return f"{100 * value if unit == 'share' else value:{sign}.1f} points" if unit in ("share", "score") else \
+        f"{value:{sign}.4f}" + (" nats" if unit == "nats" else "")
 
 
 def cells(document: dict) -> tuple[list[str], list[list[str]]]:
