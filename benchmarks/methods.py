@@ -8,8 +8,9 @@ Two tasks: addresses (examples/addresses: text in, JSON out) and, with the archi
 own kind, printed with it; the rates are where its paper and PEFT's examples begin, and nothing is tuned.
 
 Every training runs in a process of its own, one after the other, so that the peak of memory is its own: the largest resident
-set, libraries included. Tokens are real ones, without padding or virtual ones, per second of training time. DIRECTORY keeps
-the recipes, the runs and results.json; a second call goes on where the first ended. The table is printed after each run.
+set, libraries included; beside it stands what `tunesmith check` had said of it. Tokens are real ones, without padding or
+virtual ones, per second of training time. DIRECTORY keeps the recipes, the runs and results.json; a second call goes on where
+the first ended. The table is printed after each run. Speed wants an idle machine; a call with few steps shows it in minutes.
 """
 
 from __future__ import annotations
@@ -86,12 +87,14 @@ def measure(folder: Path, task: str, content: dict, name: str, options: argparse
         "train": {"epochs": 100, "max_steps": options.steps, "tokens_per_step": options.tokens, "learning_rate": rate,
                   "checkpoint": {"every_steps": options.steps, "keep": 1}},
         "gates": {"target": {"metric": metrics[0]}, "leak": {"max_rows": 10**6}}, "track": {"mlflow": None}}), encoding="utf-8")
+    said = tunesmith(folder, "check", str(recipe))["estimate"]["peak_memory_bytes"]
     trained = tunesmith(folder, "train", str(recipe))
     evaluated = tunesmith(folder, "eval", trained["run_id"])
     found = next(iter(evaluated["sets"].values()))["metrics"]
     return {"task": task, "method": name, "learning_rate": rate, "steps": trained["steps"], "engine": trained["engine"],
             "dtype": trained["dtype"], "trainable_parameters": trained["trainable_parameters"],
-            "peak_memory_bytes": trained["peak_memory_bytes"], "tokens_per_second": trained["tokens_per_second"],
+            "estimated_bytes": said, "peak_memory_bytes": trained["peak_memory_bytes"],
+            "tokens_per_second": trained["tokens_per_second"],
             "train_loss": trained["train_loss"],
             "metrics": {m: {"base": found[m]["base"], "tuned": found[m]["tuned"]} for m in metrics}}
 
@@ -112,11 +115,13 @@ def table(results: list[dict], task: str) -> str:
     metrics = list(rows[0]["metrics"])
     base = ", ".join(f"{m} {rows[0]['metrics'][m]['base']:.3f}" for m in metrics)
     lines = [f"{task}, {rows[0]['steps']} steps; the base has {base}", "",
-             f"| method | rate | engine | dtype | trainable | peak GB | tokens/s | {' | '.join(metrics)} |",
-             "|---" * (7 + len(metrics)) + "|"]
+             "| method | rate | engine | dtype | trainable | estimated GB | peak GB | off by | tokens/s | "
+             f"{' | '.join(metrics)} |",
+             "|---" * (9 + len(metrics)) + "|"]
     for r in rows:
         lines.append(f"| {r['method']} | {r['learning_rate']:g} | {r['engine']} | {r['dtype']} | {r['trainable_parameters']:,} "
-                     f"| {r['peak_memory_bytes'] / 1e9:.2f} | {r['tokens_per_second']:.0f} | "
+                     f"| {r['estimated_bytes'] / 1e9:.2f} | {r['peak_memory_bytes'] / 1e9:.2f} "
+                     f"| {r['estimated_bytes'] / r['peak_memory_bytes'] - 1:+.0%} | {r['tokens_per_second']:.0f} | "
                      + " | ".join(f"{r['metrics'][m]['tuned']:.3f}" for m in metrics) + " |")
     return "\n".join([*lines, ""])
 

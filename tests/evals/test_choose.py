@@ -19,7 +19,7 @@ ROWS = 200
 
 def model(size: int, values, tokens=None) -> Measured:
     values = np.asarray(values, dtype=float)
-    return Measured(size, values, np.ones(len(values)) if tokens is None else np.asarray(tokens, dtype=float))
+    return Measured(size, np.stack([values, np.ones(len(values)) if tokens is None else np.asarray(tokens, dtype=float)], 1))
 
 
 def right(share: float, n: int = ROWS) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from tunesmith.evals.items import Item, Outcome
 from tunesmith.evals.metrics import METRICS, exact_match, json_f1, token_f1
 from tunesmith.recipe.schema import Eval
 
@@ -137,5 +138,18 @@ def test_every_metric_that_a_recipe_can_name_is_there_and_no_other():
 
 
 def test_what_is_better_and_what_needs_answers():
-    assert {n for n, m in METRICS.items() if not m.higher_is_better} == {n for n, m in METRICS.items() if m.score is None} == \
-        {"loss", "perplexity"}
+    assert {n for n, m in METRICS.items() if not m.higher_is_better} == \
+        {n for n, m in METRICS.items() if m.needs == "likelihood"} == {"loss", "perplexity"}
+
+
+def test_several_references_count_as_the_best_of_them():
+    item = Item("f:1", [], ("a cat", "a small dog"))
+    assert METRICS["exact_match"].parts(Outcome("a small dog"), item) == (1.0, 1.0)
+    assert METRICS["token_f1"].parts(Outcome("a dog"), item)[0] == pytest.approx(2 / 3)
+
+
+def test_a_metric_refuses_an_item_that_nothing_could_score_on():
+    with pytest.raises(ValueError, match="no reference"):
+        METRICS["exact_match"].check(Item("f:1", []))
+    with pytest.raises(ValueError, match="JSON objects"):
+        METRICS["json_f1"].check(Item("f:1", [], ("text",)))

@@ -17,9 +17,11 @@ import tunesmith
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evals.compare import compare_set, measurable
-from tunesmith.evals.run import _shots, _with_shots, evaluate, verdict, worries
-from tunesmith.recipe.schema import Eval, Recipe
+from tunesmith.evals.compare import compare_suite, measurable
+from tunesmith.evals.items import Item, Outcome, Suite
+from tunesmith.evals.run import evaluate, verdict, worries
+from tunesmith.evals.systems import System, _outcomes, few_shot, shots_from
+from tunesmith.recipe.schema import Recipe
 from tunesmith.training.run import Run
 
 SYSTEMS = {"zero_shot", "few_shot", "tuned"}
@@ -56,13 +58,13 @@ def test_the_report_has_what_readers_and_gates_rely_on(finished):
     assert report["settings"].keys() == {"samples", "max_new_tokens", "decoding", "seed", "few_shot", "dtype"}
     assert (report["primary"], list(report["sets"])) == ("test", ["test"])
     part = report["sets"]["test"]
-    assert part.keys() == {"source", "n", "metrics", "items"}
+    assert part.keys() == {"kind", "source", "n", "metrics", "items"}
     assert (part["source"], part["n"], len(part["items"])) == ("test.jsonl", 8, 8)
     for name, metric in part["metrics"].items():
         assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95"}
         assert metric["systems"].keys() == (SYSTEMS - {"few_shot"} if name in ("loss", "perplexity") else SYSTEMS)
     for item in part["items"]:
-        assert item.keys() == {"id", "prompt", "reference", "answers", "stopped", "scores", "losses"}
+        assert item.keys() == {"id", "prompt", "reference", "answers", "stopped", "scores", "losses", "parts"}
         assert item["answers"].keys() == item["stopped"].keys() == SYSTEMS
         assert item["losses"].keys() == {"zero_shot", "tuned"}
     assert report["training"]["steps"][-1]["step"] == finished.done["steps"]
@@ -137,7 +139,7 @@ def test_answers_do_not_depend_on_the_batch(project, finished, batch_size):
 def test_few_shot_answers_are_the_bases_to_a_prompt_that_shows_training_rows(finished, dataset, recipe, lively_base):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    shots = _shots(dataset, recipe)
+    shots = shots_from(dataset.rows("train"), recipe.eval.shots, recipe.train.seed)
     train = {row.where: row.messages for row in dataset.rows("train")}
     assert len({s.where for s in shots}) == 3 == finished.report["settings"]["few_shot"]
     assert all(train[s.where] == s.messages for s in shots)
@@ -157,10 +159,10 @@ def test_shots_stand_between_the_system_message_and_the_question():
     def messages(*pairs):
         return [{"role": role, "content": content} for role, content in pairs]
 
-    row = Row(messages(("system", "S"), ("user", "q0"), ("assistant", "a0"), ("user", "q"), ("assistant", "a")), "f:1")
+    item = Item("f:1", messages(("system", "S"), ("user", "q0"), ("assistant", "a0"), ("user", "q")))
     shot = Row(messages(("system", "other"), ("user", "sq"), ("assistant", "sa")), "f:2")
-    assert _with_shots(row, [shot]) == messages(("system", "S"), ("user", "sq"), ("assistant", "sa"), ("user", "q0"),
-                                                ("assistant", "a0"), ("user", "q"))
+    assert few_shot([shot]).helped(item) == messages(("system", "S"), ("user", "sq"), ("assistant", "sa"), ("user", "q0"),
+                                                     ("assistant", "a0"), ("user", "q"))
 
 
 # ---- what cannot be measured -----------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def test_a_metric_that_the_references_do_not_allow_is_an_error_before_anything_i
 
 def test_a_set_without_rows_is_an_error():
     with pytest.raises(DataError, match="'hard' has no rows"):
-        measurable("hard", [], Eval())
+        measurable(Suite("hard", "test", [], ("exact_match",), "hard.jsonl", 8))
 
 
 def test_a_run_whose_base_talks_otherwise_now_is_refused(project):
@@ -202,22 +204,43 @@ def test_a_run_whose_base_has_other_bytes_now_is_refused(project):
 # ---- by hand ---------------------------------------------------------------------------------------------------------
 
 
-def test_compare_set_by_hand():
-    rows = [Row([{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": str(i)}], f"f:{i}") for i in range(4)]
-    tokens = [4, 1, 2, 1]
+def test_compare_suite_by_hand():
+    items = [Item(f"f:{i}", [{"role": "user", "content": f"q{i}"}], (str(i),), tags=("odd",) * (i % 2)) for i in range(4)]
     before, after = [("0", True), ("x", False), ("x", True), ("x", True)], [("0", True), ("1", True), ("2 ", True), ("x", True)]
-    results = {"zero_shot": {"answers": before, "losses": ([4.0, 2, 2, 2], tokens)},
-               "tuned": {"answers": after, "losses": ([2.0, 1, 1, 0], tokens)}}
-    part = compare_set(rows, results, Eval(metrics=["exact_match", "loss", "perplexity"]))
+    said = {system: [Outcome(text, stopped, n, t) for (text, stopped), n, t in zip(texts, nats, [4, 1, 2, 1], strict=True)]
+            for system, texts, nats in (("zero_shot", before, [4.0, 2, 2, 2]), ("tuned", after, [2.0, 1, 1, 0]))}
+    suite = Suite("test", "test", items, ("exact_match", "loss", "perplexity"), "f", 8)
+    part = compare_suite(suite, said)
     exact, loss, perplexity = (part["metrics"][n] for n in ("exact_match", "loss", "perplexity"))
     assert (exact["base"], exact["tuned"], exact["delta"]) == (0.25, 0.75, 0.5)
     assert (loss["base"], loss["tuned"], loss["delta"]) == (10 / 8, 4 / 8, -6 / 8), "nats over tokens, not a mean of means"
     assert perplexity["delta"] == pytest.approx(math.exp(0.5) - math.exp(1.25))
     assert loss["ci95"][0] < loss["delta"] < loss["ci95"][1] < 0
     assert part["items"][1] == {"id": "f:1", "prompt": "q1", "reference": "1", "answers": {"zero_shot": "x", "tuned": "1"},
-                                "stopped": {"zero_shot": False, "tuned": True},
+                                "stopped": {"zero_shot": False, "tuned": True}, "tags": ["odd"],
                                 "scores": {"exact_match": {"zero_shot": 0.0, "tuned": 1.0}},
-                                "losses": {"zero_shot": 2.0, "tuned": 1.0}}
+                                "losses": {"zero_shot": 2.0, "tuned": 1.0},
+                                "parts": dict.fromkeys(("loss", "perplexity"), {"zero_shot": [2.0, 1.0], "tuned": [1.0, 1.0]})}
+    assert part["tags"].keys() == {"odd"} and part["tags"]["odd"]["n"] == 2
+    assert part["tags"]["odd"]["metrics"]["exact_match"]["tuned"] == 0.5
+
+
+def test_the_likelihood_of_choices_is_that_of_each_as_the_answer(lively_base):
+    """Against the plain sum of log-softmax over the answer's tokens and its stop token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(lively_base)
+    model = AutoModelForCausalLM.from_pretrained(lively_base, dtype=torch.float32).eval()
+    item = Item("q/0", [{"role": "user", "content": "11 Oak Street"}], choices=("Oak", "Elm Street", "7"), correct=0)
+    suite = Suite("quiz", "suite", [item], (), "q", 8)
+    outcome = _outcomes(model, tokenizer, suite, System("zero_shot", adapter=False), 8, {"choices"})[0]
+    for choice, likelihood in zip(item.choices, outcome.choices, strict=True):
+        question = "<|im_start|>user\n11 Oak Street<|im_end|>\n<|im_start|>assistant\n"
+        before, whole = (tokenizer(t, return_tensors="pt", add_special_tokens=False)["input_ids"]
+                         for t in (question, question + choice + "<|im_end|>"))
+        logp = model(whole).logits[0].log_softmax(-1)
+        theirs = sum(float(logp[i - 1, whole[0, i]]) for i in range(before.shape[1], whole.shape[1]))
+        assert likelihood == pytest.approx(theirs, abs=1e-3)
 
 
 @pytest.mark.parametrize("metric, delta, ci95, words", [

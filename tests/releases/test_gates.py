@@ -10,7 +10,8 @@ import pytest
 
 import tunesmith
 from tunesmith.data.dataset import Dataset
-from tunesmith.evals.compare import compare_set
+from tunesmith.evals.compare import compare_suite
+from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.recipe.load import load
 from tunesmith.releases.gates import GATES, Evidence, judge, leak, target
 from tunesmith.training.run import Run
@@ -84,13 +85,11 @@ def test_target_is_not_measured_without_a_report_or_the_metric(evidence):
     assert target(missing).verdict == "not_measured"
 
 
-def test_a_few_lucky_rows_are_no_evidence(evidence, finished):
+def test_a_few_lucky_rows_are_no_evidence(evidence):
     """One fixed answer of eight: the mean gains 0.125, and no gain at all is as likely as not."""
-    rows = Dataset.open(finished.home / "datasets" / evidence.report["dataset"]["id"]).rows("test")[:8]
-    wrong, right = [("no", True)] * 8, [(rows[0].answer, True)] + [("no", True)] * 7
-    config = evidence.recipe.eval.model_copy(update={"metrics": ["exact_match"]})
-    part = compare_set(rows, {"zero_shot": {"answers": wrong}, "tuned": {"answers": right}}, config)
-    measured = part["metrics"]["exact_match"]
+    suite = Suite("test", "test", [Item(f"f:{i}", [], ("yes",)) for i in range(8)], ("exact_match",), "f", 8)
+    wrong, right = [Outcome("no", True) for _ in range(8)], [Outcome("yes", True)] + [Outcome("no", True) for _ in range(7)]
+    measured = compare_suite(suite, {"zero_shot": wrong, "tuned": right})["metrics"]["exact_match"]
     assert measured["delta"] == 0.125
     assert target(asking(evidence, "exact_match", 0.0, **measured)).verdict == "fail"
 

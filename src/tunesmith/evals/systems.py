@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from tunesmith.data.rows import Message, Row
 from tunesmith.evals.items import Item, Outcome, Suite
-from tunesmith.evals.metrics import METRICS
+from tunesmith.evals.metrics import METRICS, Need
 
 Say = Callable[[str], None]
 TUNED, ZERO_SHOT, FEW_SHOT = "tuned", "zero_shot", "few_shot"
@@ -45,14 +45,14 @@ def shots_from(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
 def ask(model, tokenizer, suite: Suite, systems: list[System], *, batch_size: int, known: dict[str, list[dict]],
         say: Say = lambda _line: None) -> dict[str, list[Outcome]]:
     """{system: an outcome for each item}, as far as the suite's metrics need. Systems in `known` are not asked again."""
-    said = {}
+    said, needs = {}, {METRICS[name].needs for name in suite.metrics}
     for system in systems:
         if system.name in known:
             said[system.name] = [Outcome(**o) for o in known[system.name]]
             say(f"  {system.name}: {len(suite.items)} rows answered before")
             continue
         with nullcontext() if system.adapter else model.disable_adapter():
-            said[system.name] = _outcomes(model, tokenizer, suite, system, batch_size)
+            said[system.name] = _outcomes(model, tokenizer, suite, system, batch_size, needs)
         say(f"  {system.name}: {len(suite.items)} rows answered")
     return said
 
@@ -62,13 +62,12 @@ def remembered(said: dict[str, list[Outcome]]) -> dict[str, list[dict]]:
     return {name: [asdict(o) for o in outcomes] for name, outcomes in said.items() if not name.startswith(TUNED)}
 
 
-def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int) -> list[Outcome]:
+def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, needs: set[Need]) -> list[Outcome]:
     from tunesmith.evals.likelihood import row_losses
     from tunesmith.objectives.sft import sample
     from tunesmith.serving.generate import answers
     from tunesmith.template.render import generation_prompt, stop_ids
 
-    needs = {METRICS[name].needs for name in suite.metrics}
     found = [Outcome() for _ in suite.items]
     if "answer" in needs:
         prompts = [generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)

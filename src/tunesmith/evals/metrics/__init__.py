@@ -1,7 +1,7 @@
 """What is known of each metric: what it needs, its numbers for one item, and what the sum of such numbers means (ADR 12).
 
-Add a metric: write it in a file of this folder, give it a row in METRICS, its name in `recipe.evaluation.MetricName`, and a test
-against an independent implementation.
+Add a metric: write it in a file of this folder, give it a row in METRICS, its name in `recipe.evaluation.MetricName`, and a
+test against an independent implementation.
 
 Shapes: N = items, R = resamples, S = numbers a metric gives for one item.
 """
