@@ -100,7 +100,7 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         "settings": {"samples": recipe.eval.samples, "max_new_tokens": recipe.eval.max_new_tokens, "decoding": "greedy",
                      "seed": recipe.train.seed, "few_shot": recipe.eval.shots if FEW_SHOT in recipe.eval.baselines else 0,
                      "dtype": state["dtype"]},
-        "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
+        "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets, "training": _training_facts(run),
     }
     if documents:
         report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
