@@ -55,7 +55,7 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
                 "primary": name == report["primary"],
                 "source": one_set["source"],
                 "n": one_set["n"],
-                "note": one_set.get("note"),
+                "note": ". ".join(filter(None, (one_set.get("power"), one_set.get("note")))),
                 "systems": [(key, label(key)) for key in systems],
                 "figures": figures(one_set["metrics"], systems, scales),
                 "rows": [metric_row(metric, systems) for metric in one_set["metrics"].values()],
