@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.passages import sentences
 from tunesmith.errors import DataError
 from tunesmith.evals.items import Item
 from tunesmith.evals.retrieval import Passage, by_words, library, with_passages, words
@@ -58,7 +59,7 @@ def test_every_word_of_the_documents_is_in_a_passage_and_none_is_longer_than_ask
     passages = library(loaded(handbook, chunk_tokens=60), tiny_tokenizer).passages
     assert [w for p in passages for w in words(p.text)] == words(HANDBOOK)
     assert [p.id for p in passages] == [f"docs/handbook.md#{n}" for n in range(1, len(passages) + 1)] and len(passages) > 2
-    longest_sentence = max(len(tiny_tokenizer(s)["input_ids"]) for s in re.split(r"(?<=[.])\s|\n\n", HANDBOOK))
+    longest_sentence = max(len(tiny_tokenizer(s)["input_ids"]) for part in HANDBOOK.split("\n\n") for _, s in sentences(part))
     assert all(len(tiny_tokenizer(p.text)["input_ids"]) <= max(60, longest_sentence) for p in passages)
 
 

@@ -27,7 +27,7 @@ items:
     tags: [america]
   - id: two
     messages:
-      - {role: user, content: And of Chile?}
+      - {role: user, content: 'And of Chile?'}
     references: [Santiago, Santiago de Chile]
 """
 
@@ -86,7 +86,7 @@ def test_globs_name_each_file_once_in_order(suites):
               "json_schema": st.dictionaries(st.text(), st.integers() | st.booleans() | st.text())}), min_size=1, max_size=4))
 def test_yaml_and_lines_say_the_same_whatever_the_text(suites, rows):
     head = {"name": "x", "metrics": ["exact_match"]}
-    inline = yaml.safe_dump(head | {"items": rows}, allow_unicode=True)
+    inline = yaml.safe_dump(head | {"items": rows})
     lines = "".join(json.dumps(r) + "\n" for r in rows)
     ours, theirs = suites("a.yaml", "b.yaml", a_yaml=inline, q_jsonl=lines,
                           b_yaml=yaml.safe_dump(head | {"name": "y", "items": "q.jsonl"}))
@@ -106,9 +106,9 @@ TEXT = "items[0].reference: Input should be a valid string"
     ("reference: Lima", "reference: 42", 8, TEXT + " (got 42)", "put it in quotes"),
     ("reference: Lima", "reference: yes", 8, TEXT + " (got True)", "put it in quotes"),
     ("references: [", "reference: x\n    references: [", 10, "items[1]: give reference, or references: not both", None),
-    ("{role: user, content: And", "{role: assistant, content: And", 10, "items[1]: the last message is not a user's", None),
+    ("{role: user, content: 'And", "{role: assistant, content: 'And", 10, "items[1]: the last message is not a user's", None),
     ("{role: user,", "{role: usr,", 12, "items[1].messages[0].role: Input should be", None),
-    ("prompt: What is the capital of Peru?", "tags: []", 7, "items[0]: give prompt, or messages", None),
+    ("prompt: What is the capital of Peru?", "source: x", 7, "items[0]: give prompt, or messages", None),
     ("reference: Lima", "regex: '(Lima'", 8, "items[0].regex: not a pattern", None),
     ("reference: Lima", "choices: [Lima, Lima]\n    correct: Lima", 7, "items[0]: two of the choices are the same", None),
     ("reference: Lima", "choices: [Lima, Cusco]\n    correct: 2", 7, "items[0]: correct is none of the 2 choices", None),
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_suite_says_why(mistakes, text, message):
 
 
 def test_two_items_of_one_id_are_told(mistakes):
-    assert mistakes("a.yaml", a_yaml=GOOD + "  - {id: two, prompt: Again?}\n") == [
+    assert mistakes("a.yaml", a_yaml=GOOD + "  - {id: two, prompt: Again}\n") == [
         ("a.yaml:14", "id 'two' is also that of a.yaml:10", "rename one of them")]
 
 
