@@ -151,8 +151,9 @@ def test_choices_show_what_each_system_finds_likeliest():
     page = read(many())
     table = by_id(page, "quiz:quiz/1").all("table", "choices")[0]
     fox, owl = table.all("tbody")[0].all("tr")
-    assert [c.text for c in fox.all("td")] == ["✗ −4.250", "−7.125"]
-    assert [c.text for c in owl.all("td")] == ["−5.500", "✓ −0.500"]
+    assert [c.text for c in fox.all("td")] == ["−4.250", "−7.125"]
+    assert [c.text for c in owl.all("td")] == ["−5.500", "−0.500"]
+    assert [b.text for b in table.all("b")] == ["−4.250", "−0.500"], "each one's likeliest"
     assert "right" in owl.all("th")[0].text and "right" not in fox.all("th")[0].text
     marks = [b.text for b in by_id(page, "quiz:quiz/1").all("summary")[0].all("b")]
     assert marks == ["✗ wrong", "✓ right"]
