@@ -53,15 +53,17 @@ def resolved(project, **changes) -> Run:
 def test_the_report_has_what_readers_and_gates_rely_on(finished):
     report = finished.report
     assert report.keys() == {"version", "name", "created", "run_id", "base", "adapter", "dataset", "settings", "primary",
-                             "sets", "training", "verdict", "worry"}
+                             "sets", "effect", "training", "verdict", "worry"}
     assert report["adapter"].keys() == {"method", "rank", "trainable_parameters", "bytes", "digest"}
     assert report["settings"].keys() == {"samples", "max_new_tokens", "decoding", "seed", "few_shot", "dtype"}
     assert (report["primary"], list(report["sets"])) == ("test", ["test"])
     part = report["sets"]["test"]
-    assert part.keys() == {"kind", "source", "n", "metrics", "items"}
+    assert part.keys() == {"kind", "source", "n", "metrics", "power", "items"}
+    assert part["power"].startswith("8 items can show a change of ")
     assert (part["source"], part["n"], len(part["items"])) == ("test.jsonl", 8, 8)
     for name, metric in part["metrics"].items():
-        assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95"}
+        assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95",
+                                 "p_value", "detectable"}
         assert metric["systems"].keys() == (SYSTEMS - {"few_shot"} if name in ("loss", "perplexity") else SYSTEMS)
     for item in part["items"]:
         assert item.keys() == {"id", "prompt", "reference", "answers", "stopped", "scores", "losses", "parts"}
@@ -91,8 +93,11 @@ def test_metrics_follow_from_the_items(finished, dataset):
         assert (m["base"], m["tuned"]) == (m["systems"]["zero_shot"]["value"], m["systems"]["tuned"]["value"])
         assert m["delta"] == pytest.approx(m["tuned"] - m["base"])
         change = np.array([i["scores"][name]["tuned"] - i["scores"][name]["zero_shot"] for i in items])
-        theirs = stats.bootstrap((change,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(0))
-        assert m["ci95"] == pytest.approx(list(theirs.confidence_interval), abs=0.08)
+        half = 1.96 * change.std() / math.sqrt(len(change))
+        assert m["ci95"][0] < m["delta"] - 0.5 * half and m["ci95"][1] > m["delta"] + 0.5 * half, "8 rows say little"
+        exact = stats.permutation_test((change, 0 * change), lambda a, b: (a - b).mean(), permutation_type="samples",
+                                       n_resamples=np.inf)
+        assert m["p_value"] == pytest.approx(exact.pvalue)
     assert 0 < metrics["exact_match"]["tuned"] < 1, "some right, some wrong: otherwise this shows little"
     where = {row.where: i for i, row in enumerate(dataset.rows("test"))}
     tokens = [sum(dataset.tokens("test")[where[i["id"]]][1]) for i in items]

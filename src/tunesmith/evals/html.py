@@ -25,8 +25,9 @@ from urllib.parse import quote
 
 import jinja2
 
-from tunesmith.evals import charts
+from tunesmith.evals import charts, noise
 from tunesmith.evals.charts import shown, span
+from tunesmith.evals.serving_page import serving_view
 
 SYSTEMS = {"zero_shot": "zero-shot", "few_shot": "few-shot", "tuned": "tuned"}
 CHANGES = {"tuned-wrong": "tuned wrong", "fixed": "fixed by tuning", "broken": "broken by tuning"}
@@ -58,6 +59,9 @@ def render_report(report: dict[str, Any]) -> str:
         systems=[(key, label(key)) for key in systems_of(report["sets"].values())],
         training=training_view(report["training"]) if report.get("training") else None,
         facts=fact_groups(report),
+        calibration=[(words(name), figures) for name in set_order(report)
+                     if (figures := calibration_view(report["sets"][name]))],
+        serving=serving_view(report["serving"]) if "serving" in report else None,
     )
 
 
@@ -149,10 +153,11 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             {
                 "key": name,
                 "name": words(name),
+                "anchor": charts.anchor(name),
                 "primary": name == report["primary"],
                 "source": one_set["source"],
                 "n": one_set["n"],
-                "note": one_set.get("note"),
+                "note": ". ".join([one_set.get("power") or "", *noise.words(one_set)]).strip(". "),
                 "systems": [(key, label(key)) for key in systems],
                 "figures": figures(one_set["metrics"], systems, scales),
                 "rows": [metric_row(metric, systems) for metric in one_set["metrics"].values()],
@@ -187,6 +192,12 @@ def figures(metrics: dict[str, Any], systems: list[str], scales: dict[str, chart
         ]
         drawn.append({"ticks": ticks, "rows": rows, "lanes": len(present)})
     return drawn
+
+
+def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reliability of base and tuned, or nothing where it was not measured."""
+    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
+            for figure in charts.reliability_figure(one_set)]
 
 
 def metric_label(metric: dict[str, Any]) -> str:

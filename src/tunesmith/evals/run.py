@@ -14,10 +14,14 @@ from pathlib import Path
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
+from tunesmith.evals import noise
 from tunesmith.evals.compare import compare_suite, measurable
+from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
+from tunesmith.evals.latency import measure
 from tunesmith.evals.metrics import METRICS
 from tunesmith.evals.systems import FEW_SHOT, TUNED, ZERO_SHOT, System, ask, few_shot, remembered, shots_from
+from tunesmith.recipe.evaluation import Serving
 from tunesmith.recipe.schema import Recipe
 from tunesmith.store.files import read_json, sha256_json, sha256_tree, write_json, write_text
 from tunesmith.training.loop import read_metrics
@@ -27,11 +31,11 @@ Say = Callable[[str], None]
 REPORT = "report"
 
 
-def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None) -> dict:
+def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None, serving: bool = False) -> dict:
     """Measure a finished run and write its report. Returns the report.
 
     What the base says is the same for all runs of one base, data and settings: in the directory `memory` it is looked
-    up, and kept for the next.
+    up, and kept for the next. `serving` measures the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -64,14 +68,24 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         if path and not known:
             write_json(path, remembered(said))
         sets[suite.name] = compare_suite(suite, said)
+        if recipe.eval.noise and suite.kind == "test":
+            found = noise.noise_of(model, tokenizer, suite, recipe.eval.noise, batch_size=recipe.eval.batch_size,
+                                   seed=recipe.train.seed, say=say)
+            for name, floor in found.items():
+                sets[suite.name]["metrics"][name]["noise"] = floor
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
         "settings": {"samples": recipe.eval.samples, "max_new_tokens": recipe.eval.max_new_tokens, "decoding": "greedy",
                      "seed": recipe.train.seed, "few_shot": recipe.eval.shots if FEW_SHOT in recipe.eval.baselines else 0,
                      "dtype": state["dtype"]},
-        "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
+        "primary": dataset.tests[0], "sets": sets, "effect": effect(model, tokenizer, suites[0].items),
+        "training": _training_facts(run),
     }
+    if recipe.eval.serving or serving:
+        del model  # the server has its own
+        say("measuring the server")
+        report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in suites[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     folder = run.path / REPORT
     write_json(folder / "report.json", report)
@@ -115,7 +129,8 @@ def summary(report: dict) -> dict:
 
     return {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
             "sets": {n: {"n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
-            "conclusion": report["verdict"], "worry": report["worry"]}
+            "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"serving": report["serving"]} if "serving" in report else {})
 
 
 def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
@@ -216,6 +231,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     """What a careful reader should look at, in the report's last word."""
     out = []
     for name, part in report["sets"].items():
+        out += [f"on {name}, {words}" for words in noise.words(part) if "within" in words]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut:
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "

@@ -22,6 +22,9 @@ class System:
     """Whether the adapter is on."""
     helped: Callable[[Item], list[Message]] | None = None
     """The messages with what this system adds to them; None: the item's own. Likelihoods are measured only then."""
+    temperature: float = 0.0
+    """0: greedy, as everything is measured but noise."""
+    seed: int = 0
 
 
 def few_shot(shots: list[Row]) -> System:
@@ -73,7 +76,7 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
         prompts = [generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
                    for i in suite.items]
         said = answers(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens=suite.max_new_tokens,
-                       batch_size=batch_size)
+                       batch_size=batch_size, temperature=system.temperature, seed=system.seed)
         for outcome, (text, stopped) in zip(found, said, strict=True):
             outcome.text, outcome.stopped = text, stopped
     if "likelihood" in needs and system.helped is None:
