@@ -220,7 +220,8 @@ def test_compare_suite_by_hand():
     assert (exact["base"], exact["tuned"], exact["delta"]) == (0.25, 0.75, 0.5)
     assert (loss["base"], loss["tuned"], loss["delta"]) == (10 / 8, 4 / 8, -6 / 8), "nats over tokens, not a mean of means"
     assert perplexity["delta"] == pytest.approx(math.exp(0.5) - math.exp(1.25))
-    assert loss["ci95"][0] < loss["delta"] < loss["ci95"][1] < 0
+    assert loss["ci95"][0] < loss["delta"] < 0 < loss["ci95"][1], "four rows that all fall show nothing"
+    assert loss["p_value"] == perplexity["p_value"] == 2 / 2**4
     assert part["items"][1] == {"id": "f:1", "prompt": "q1", "reference": "1", "answers": {"zero_shot": "x", "tuned": "1"},
                                 "stopped": {"zero_shot": False, "tuned": True}, "tags": ["odd"],
                                 "scores": {"exact_match": {"zero_shot": 0.0, "tuned": 1.0}},
