@@ -6,7 +6,7 @@
 from collections import Counter
 from typing import Any
 
-from tunesmith.evals import charts
+from tunesmith.evals import charts, noise
 from tunesmith.evals.charts import shown, span
 from tunesmith.evals.report_items import anchor_for, case_view, lead_metric, shared_opening
 from tunesmith.evals.report_words import SYSTEMS, label, metric_label, words
@@ -52,13 +52,13 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             {
                 "key": name,
                 "name": words(name),
-                "anchor": f"set-{name}",
+                "anchor": charts.anchor(name),
                 "kind": kind_of(one_set),
                 "primary": name == report["primary"],
                 "broad": len(systems) > MOST_SYSTEMS,
                 "source": one_set["source"],
                 "n": one_set["n"],
-                "note": ". ".join(filter(None, (one_set.get("power"), one_set.get("note")))),
+                "note": ". ".join(filter(None, (one_set.get("power"), *noise.words(one_set), one_set.get("note")))),
                 "systems": [(key, label(key)) for key in systems],
                 "figures": figures(one_set["metrics"], systems, scales),
                 "rows": [metric_row(metric, systems) for metric in one_set["metrics"].values()],
@@ -107,11 +107,13 @@ def overview(report: dict[str, Any]) -> dict[str, Any] | None:
     for name in set_order(report):
         one_set = report["sets"][name]
         head = headline(report, one_set)
-        found = {"name": words(name), "anchor": f"set-{name}", "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
+        found = {"name": words(name), "anchor": charts.anchor(name), "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
                  "primary": name == report["primary"]}
         rows.append(found | (compared(one_set["metrics"][head], reach) if head else {"metric": None}))
-    scales = dict.fromkeys(f"±{shown(end, unit, signed=True).lstrip('+').replace('.0 ', ' ')}" + (" nats" if unit == "nats" else "")
-                           for unit, end in reach.items())
+    scales = {}
+    for unit, end in reach.items():
+        text = shown(end, unit, signed=True).lstrip("+").replace(".0 ", " ")
+        scales["±" + text + (" nats" if unit == "nats" else "")] = None
     return {"rows": rows, "baselines": any(r.get("best") for r in rows), "scales": list(scales)} if len(rows) > 1 else None
 
 
@@ -177,6 +179,12 @@ def figures(metrics: dict[str, Any], systems: list[str], scales: dict[str, chart
         ]
         drawn.append({"ticks": ticks, "rows": rows, "lanes": len(present)})
     return drawn
+
+
+def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reliability of base and tuned, or nothing where it was not measured."""
+    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
+            for figure in charts.reliability_figure(one_set)]
 
 
 def metric_row(metric: dict[str, Any], systems: list[str]) -> dict[str, Any]:
