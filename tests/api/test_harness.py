@@ -42,22 +42,13 @@ def harness(tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
-def templateless(lively_base, tmp_path_factory):
-    """The random base without its chat template: what the harness sends is what the model reads."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("templateless")
-    AutoModelForCausalLM.from_pretrained(lively_base).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(lively_base)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("as_ids", [True, False])
-def test_multiple_choice_has_the_likelihoods_and_the_accuracy_of_our_own_metric(harness, start_server, templateless,
-                                                                               tmp_path, as_ids):
+def test_multiple_choice_has_the_likelihoods_and_the_accuracy_of_our_own_metric(harness, server, tuned, finished, lively_base,
+                                                                               as_ids):
+    """The harness writes its prompts without a chat template; ours are made without one here, too."""
+    import torch
+
+    from tunesmith import methods
     from tunesmith.evals.compare import parts_of, value
     from tunesmith.evals.items import Item, Suite
     from tunesmith.evals.metrics import METRICS
@@ -69,25 +60,24 @@ def test_multiple_choice_has_the_likelihoods_and_the_accuracy_of_our_own_metric(
              "choices": [f" {STREETS[(n + k) % 8]}" for k in range(2 + n % 3)], "correct": n % 2} for n in range(12)]
     task = {"task": "streets", "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_target": "correct",
             "doc_to_choice": "closed", "target_delimiter": "", "metric_list": [{"metric": "acc"}]}
-    server = start_server(tmp_path / "home", "--base", str(templateless))
-    results, samples = harness("local-completions", str(templateless), f"{server.url}/completions", templateless, task,
+    results, samples = harness("local-completions", tuned, f"{server.url}/completions", lively_base, task,
                                [r | {"closed": [c + STOP for c in r["choices"]]} for r in rows], "--batch_size", "4",
                                max_length=512, tokenized_requests=as_ids)
-
-    base = resolve(str(templateless))
-    import torch
-
+    base = resolve(str(lively_base))
+    model = methods.load(model_of(base, torch.float32), finished.release_dir / "adapter")
+    plain = tokenizer_of(base)
+    plain.chat_template = None
     items = [Item(f"f:{i}", [{"role": "user", "content": r["question"]}], choices=tuple(r["choices"]), correct=r["correct"])
              for i, r in enumerate(rows)]
-    said = ask(model_of(base, torch.float32), tokenizer_of(base), Suite("streets", "suite", items, ("choice",), "", 8),
-               [System("zero_shot", adapter=True)], batch_size=4, known={})
-    ours = parts_of(METRICS["choice"], items, said)["zero_shot"]
-    for sample, outcome, (right, _) in zip(samples, said["zero_shot"], ours, strict=True):
+    said = ask(model, plain, Suite("streets", "suite", items, ("choice",), "", 8), [System("tuned", adapter=True)],
+               batch_size=4, known={})
+    ours = parts_of(METRICS["choice"], items, said)["tuned"]
+    for sample, outcome, (right, _) in zip(samples, said["tuned"], ours, strict=True):
         theirs = [float(response[0]) for response in sample["filtered_resps"]]
         assert theirs == pytest.approx(outcome.choices, abs=1e-3)
         assert sample["acc"] == right
     assert results["acc,none"] == pytest.approx(value(METRICS["choice"], ours))
-    assert 0 < results["acc,none"] < 1, "a task on which a wrong server could not be right by chance alone"
+    assert 0 < results["acc,none"] < 1, "right and wrong answers are among them"
 
 
 def test_chat_answers_are_those_of_our_own_report(harness, server, tuned, finished):

@@ -95,9 +95,9 @@ def test_a_pattern_that_does_not_compile_or_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("name, check, answer", [
-    ("regex", {"regex": r"^(\w+\s?)*$"}, "a" * 60 + "!"),
-    ("json_schema", {"json_schema": {"type": "string", "pattern": r"^(a|a?)+$"}}, json.dumps("a" * 60 + "!"))])
+    ("regex", {"regex": "^(a|aa)+$"}, "a" * 60 + "!"),
+    ("json_schema", {"json_schema": {"type": "string", "pattern": "^(a|aa)+$"}}, json.dumps("a" * 60 + "!"))])
 def test_endless_backtracking_ends_and_is_no_verdict(name, check, answer):
-    """Python's `re` would not come back from these before the end of the universe."""
+    """Python's `re` would come back from this after years."""
     with pytest.raises(NotMeasured, match="takes over"):
         score(name, answer, **check)

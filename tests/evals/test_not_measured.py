@@ -11,7 +11,7 @@ from tunesmith.evals.compare import compare_suite
 from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.recipe.evaluation import Eval
 
-ITEMS = [Item(f"f:{i}", [{"role": "user", "content": "Where?"}], ("Oak",), check={"regex": r"^(\w+\s?)*$"}) for i in range(3)]
+ITEMS = [Item(f"f:{i}", [{"role": "user", "content": "Where?"}], ("Oak",), check={"regex": "^(a|aa)+$"}) for i in range(3)]
 
 
 def said() -> dict:
