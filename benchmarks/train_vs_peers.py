@@ -112,7 +112,7 @@ def ours(rows: list[dict], steps: int, tokens_a_step: int | None, out: Path) -> 
 def trl(python: str, job: dict, folder: Path) -> dict:
     path = folder / "job.json"
     path.write_text(json.dumps(job))
-    return result_of([python, "-P", str(Path(__file__).with_name("peer_trl.py")), str(path)])
+    return result_of([python, str(Path(__file__).with_name("peer_trl.py")), str(path)])
 
 
 def llamafactory(python: str, rows: list[dict], steps: int, model: Path, out: Path, dtype: str) -> dict:

@@ -1,6 +1,6 @@
 """The same steps with the kernels in C and with torch's own operations, in turn: tokens per second.
 
-    python benchmarks/kernels.py [--tokens 2048] [--rounds 6]
+    python benchmarks/kernels_in_c.py [--tokens 2048] [--rounds 6]
 
 SmolLM2-135M, rows as in step.py.
 """
