@@ -7,7 +7,7 @@ person would read; the default is silence.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Say = Callable[[str], None]
@@ -100,13 +100,19 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
     return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
-def evaluate(run: str, *, say: Say = _silent) -> dict:
-    """`{report_path, metrics{name: {base, tuned, delta, ci95}}, sets, conclusion, worry}` of a run, or of a release's run."""
+def evaluate(run: str, *, suites: Sequence[str] = (), say: Say = _silent) -> dict:
+    """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
+    release's run. `suites` are suite files beside those of its recipe.
+
+    Raises:
+        RecipeError: a suite file that is wrong; all mistakes are listed.
+        DataError: items that a metric cannot be computed on, or that do not fit the base's context.
+    """
     from tunesmith.evals.run import evaluate as evaluate_run
     from tunesmith.evals.run import summary
 
     found = _run_of(run)
-    report = evaluate_run(found, say)
+    report = evaluate_run(found, say, suites=suites)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
 
 

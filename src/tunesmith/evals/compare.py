@@ -12,6 +12,8 @@ from tunesmith.evals.metrics import METRICS, Metric
 from tunesmith.evals.statistics import mean_interval, paired_bootstrap
 
 BASE, TUNED = "zero_shot", "tuned"
+PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
+"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
 
 
 def measurable(suite: Suite) -> None:
@@ -60,8 +62,16 @@ def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
     low, high = paired_bootstrap(
         lambda w_RN: metric.value(w_RN @ parts[TUNED]) - metric.value(w_RN @ parts[BASE]), n)
     base, tuned = systems[BASE]["value"], systems[TUNED]["value"]
-    return {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
-            "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [low, high]}
+    found = {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
+             "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [low, high]}
+    pairs = [difference(metric, parts, a, b) for a, b in PAIRS if a in parts and b in parts]
+    return found | ({"pairs": pairs} if pairs else {})
+
+
+def difference(metric: Metric, parts: dict[str, np.ndarray], a: str, b: str) -> dict:
+    """`{a, b, delta, ci95}`: what system a has more than system b, item by item."""
+    interval = paired_bootstrap(lambda w_RN: metric.value(w_RN @ parts[a]) - metric.value(w_RN @ parts[b]), len(parts[a]))
+    return {"a": a, "b": b, "delta": value(metric, parts[a]) - value(metric, parts[b]), "ci95": list(interval)}
 
 
 def value(metric: Metric, parts_NS: np.ndarray) -> float:
