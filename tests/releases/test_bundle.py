@@ -210,7 +210,7 @@ def test_nothing_but_the_event_is_written_when_a_gate_refuses(project, command):
     before = sha256_tree(project.home)
     refused = command("release", project.done["run_id"], "--json", check=3).json
     assert (refused["verdict"], refused["release_id"]) == ("refused", None)
-    assert [g["verdict"] for g in refused["gates"]] == ["fail", "pass"]
+    assert {g["name"] for g in refused["gates"] if g["verdict"] != "pass"} == {"target"}
     assert refused["gates"][0]["evidence"]["min_gain"] == 50.0
     after = sha256_tree(project.home)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.evals.calibration import reliability
+
 MOST_POINTS = 800
 """Points of one drawn curve. Longer ones keep the lowest and highest value of each stretch, so spikes stay visible."""
 
@@ -196,3 +198,22 @@ def decimals(value: float) -> str:
 
 def span(interval: list[float] | None, unit: str) -> str:
     return "" if interval is None else " to ".join(shown(end, unit, bare=True) for end in interval)
+
+
+def anchor(set_name: str) -> str:
+    """The id of a set in the page, for links from outside: `set-test`."""
+    return "set-" + "".join(c if c.isalnum() else "-" for c in set_name)
+
+
+def reliability_figure(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """For base and tuned: how sure (x) against how often right (y), a dot for each bin with its interval, and the diagonal that
+    a calibrated model follows. Empty for a set without the metric `ece`."""
+    drawn = []
+    for system in ("zero_shot", "tuned") if "ece" in one_set["metrics"] else ():
+        bins = reliability(one_set["items"], system)
+        dots = [{"x": round(100 * b["confidence"], 2), "y": round(100 - 100 * b["right"], 2), "n": b["n"],
+                 "whisker": tuple(round(100 - 100 * end, 2) for end in b["ci95"])} for b in bins]
+        error = one_set["metrics"]["ece"]["systems"][system]
+        drawn.append({"system": system, "dots": dots, "error": shown(error["value"], "share", bare=True),
+                      "interval": span(error["ci95"], "share")})
+    return drawn

@@ -22,8 +22,9 @@ import jinja2
 from tunesmith.evals import charts
 from tunesmith.evals.charts import shown
 from tunesmith.evals.report_items import linked
-from tunesmith.evals.report_sets import CHANGES, overview, set_order, set_views, systems_of
+from tunesmith.evals.report_sets import CHANGES, calibration_view, overview, set_order, set_views, systems_of
 from tunesmith.evals.report_words import WORDS, duration, label, size, words, written_date
+from tunesmith.evals.serving_page import serving_view
 
 FACT_GROUPS = ("base", "adapter", "dataset", "settings")
 CALLS = {"better": ("good", "✓"), "worse": ("bad", "✗"), "not_shown": ("unclear", "≈")}
@@ -53,6 +54,9 @@ def render_report(report: dict[str, Any]) -> str:
         systems=[(key, label(key)) for key in systems_of(report["sets"].values())],
         training=training_view(report["training"]) if report.get("training") else None,
         facts=fact_groups(report),
+        calibration=[(words(name), figures) for name in set_order(report)
+                     if (figures := calibration_view(report["sets"][name]))],
+        serving=serving_view(report["serving"]) if "serving" in report else None,
     )
 
 

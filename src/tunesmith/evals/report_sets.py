@@ -6,7 +6,7 @@
 from collections import Counter
 from typing import Any
 
-from tunesmith.evals import charts
+from tunesmith.evals import charts, noise
 from tunesmith.evals.charts import shown, span
 from tunesmith.evals.report_items import anchor_for, case_view, lead_metric, shared_opening
 from tunesmith.evals.report_words import SYSTEMS, label, metric_label, words
@@ -55,7 +55,7 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
                 "primary": name == report["primary"],
                 "source": one_set["source"],
                 "n": one_set["n"],
-                "note": ". ".join(filter(None, (one_set.get("power"), one_set.get("note")))),
+                "note": ". ".join(filter(None, (one_set.get("power"), *noise.words(one_set), one_set.get("note")))),
                 "systems": [(key, label(key)) for key in systems],
                 "figures": figures(one_set["metrics"], systems, scales),
                 "rows": [metric_row(metric, systems) for metric in one_set["metrics"].values()],
@@ -68,6 +68,12 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             }
         )
     return views, anchors
+
+
+def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reliability of base and tuned, or nothing where it was not measured."""
+    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
+            for figure in charts.reliability_figure(one_set)]
 
 
 def kind_of(one_set: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from tunesmith.evals import calibration
 from tunesmith.evals.items import Item, Outcome
 from tunesmith.evals.metrics.answers import exact_match, json_f1, token_f1
 
@@ -38,6 +39,8 @@ class Metric:
     """The metric of summed parts, [R, S] -> [R]."""
     check: Callable[[Item], None] = lambda _item: None
     """Raises ValueError, saying why nothing could ever score on this item."""
+    scale: Literal["own", "log"] = "own"
+    """log: the interval of one system's value is made of its logarithm, where its errors are even."""
     prepare: Callable[[list[tuple[Item, Outcome]]], None] | None = None
     """Called once with all outcomes of a system, to fetch what parts need besides (`Outcome.extra`)."""
 
@@ -78,5 +81,9 @@ METRICS: dict[str, Metric] = {
     "token_f1": _of_answers("token F1", token_f1),
     "loss": Metric(label="held-out loss", unit="nats", higher_is_better=False, needs="likelihood", parts=_likelihood),
     "perplexity": Metric(label="perplexity", unit="ratio", higher_is_better=False, needs="likelihood", parts=_likelihood,
-                         value=lambda sums_RS: np.exp(ratio(sums_RS))),
+                         value=lambda sums_RS: np.exp(ratio(sums_RS)), scale="log"),
+    "ece": Metric(label="calibration error", unit="share", higher_is_better=False, needs="choices", parts=calibration.ece_parts,
+                  value=calibration.ece, check=calibration.needs_one_correct),
+    "brier": Metric(label="Brier score", unit="ratio", higher_is_better=False, needs="choices", parts=calibration.brier,
+                    check=calibration.needs_one_correct),
 }
