@@ -100,14 +100,20 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
     return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
-def evaluate(run: str, *, serving: bool = False, say: Say = _silent) -> dict:
-    """`{report_path, metrics{name: {base, tuned, delta, ci95}}, sets, conclusion, worry}` of a run, or of a release's run; with
-    `serving`, also `serving{memory_bytes, base[], tuned[]}`: the server's speed with this adapter."""
+def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say: Say = _silent) -> dict:
+    """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
+    release's run. `suites` are suite files beside those of its recipe; with `serving`, also
+    `serving{memory_bytes, base[], tuned[]}`: the server's speed with this adapter.
+
+    Raises:
+        RecipeError: a suite file that is wrong; all mistakes are listed.
+        DataError: items that a metric cannot be computed on, or that do not fit the base's context.
+    """
     from tunesmith.evals.run import evaluate as evaluate_run
     from tunesmith.evals.run import summary
 
     found = _run_of(run)
-    report = evaluate_run(found, say, serving=serving)
+    report = evaluate_run(found, say, suites=suites, serving=serving)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
 
 

@@ -16,7 +16,7 @@ PATHS = ("path", "recipe", "run_dir", "adapter_dir", "report_path", "recipe_path
 CHECKED = {"ok", "problems", "estimate", "targets", "serving", "dataset_id", "advice"}
 TRAINED = {"run_id", "run_dir", "adapter_dir", "steps", "train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes",
            "status"}
-EVALUATED = {"run_id", "report_path", "metrics", "primary", "sets", "conclusion", "worry"}
+EVALUATED = {"run_id", "report_path", "metrics", "primary", "sets", "baselines", "conclusion", "worry"}
 RELEASED = {"run_id", "release_id", "verdict", "gates", "overrides", "path"}
 
 

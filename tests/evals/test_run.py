@@ -53,17 +53,18 @@ def resolved(project, **changes) -> Run:
 def test_the_report_has_what_readers_and_gates_rely_on(finished):
     report = finished.report
     assert report.keys() == {"version", "name", "created", "run_id", "base", "adapter", "dataset", "settings", "primary",
-                             "sets", "effect", "training", "verdict", "worry"}
+                             "target", "sets", "effect", "training", "baselines", "verdict", "worry"}
     assert report["adapter"].keys() == {"method", "rank", "trainable_parameters", "bytes", "digest"}
     assert report["settings"].keys() == {"samples", "max_new_tokens", "decoding", "seed", "few_shot", "dtype"}
     assert (report["primary"], list(report["sets"])) == ("test", ["test"])
     part = report["sets"]["test"]
-    assert part.keys() == {"kind", "source", "n", "metrics", "power", "items"}
+    assert part.keys() == {"kind", "source", "n", "metrics", "power", "items", "prompt_tokens"}
     assert part["power"].startswith("8 items can show a change of ")
     assert (part["source"], part["n"], len(part["items"])) == ("test.jsonl", 8, 8)
     for name, metric in part["metrics"].items():
+        paired = {"pairs"} if "few_shot" in metric["systems"] else set()
         assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95",
-                                 "p_value", "detectable"}
+                                 "p_value", "detectable"} | paired
         assert metric["systems"].keys() == (SYSTEMS - {"few_shot"} if name in ("loss", "perplexity") else SYSTEMS)
     for item in part["items"]:
         assert item.keys() == {"id", "prompt", "reference", "answers", "stopped", "scores", "losses", "parts"}
@@ -269,15 +270,16 @@ def test_worries_name_rows_and_numbers(finished, dataset):
     items = report["sets"]["test"]["items"]
     for item in items:
         item["stopped"]["tuned"] = True
+    (few_shot,) = report["baselines"]
+    few_shot["call"] = "better"
     calm = worries(report, dataset)
-    assert not any("hit the limit" in w or "does as well" in w or "was lower at step" in w for w in calm)
+    assert not any("hit the limit" in w or "prompting" in w or "was lower at step" in w for w in calm)
     items[2]["stopped"]["tuned"] = False
-    exact = report["sets"]["test"]["metrics"]["exact_match"]
-    exact["systems"]["few_shot"]["value"] = exact["tuned"]
+    few_shot |= {"call": "not_shown", "message": "On test, the base is as good: Prefer prompting."}
     report["training"]["evals"] = [{"step": 0, "loss": 3.0}, {"step": 4, "loss": 1.0}, {"step": 8, "loss": 2.0}]
     cut, prompting, overfit = (w for w in worries(report, dataset) if w not in calm)
     assert cut == f"1 of 8 tuned answers on test hit the limit of 24 tokens ({items[2]['id']})"
-    assert prompting.startswith("on test, showing the base 3 examples does as well as tuning (exact match 0.")
+    assert prompting == few_shot["message"]
     assert overfit == "held-out loss was lower at step 4 (1.000) than at the end (2.000)"
     assert any(w.startswith("data: 40 training rows; expectation") for w in calm)
 

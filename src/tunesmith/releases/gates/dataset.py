@@ -7,13 +7,15 @@ from tunesmith.releases.gates.evidence import Evidence, Gate
 
 
 def leak(evidence: Evidence) -> Gate:
-    """No row of a test set, or of the files in `data.evals`, stands in train, exactly or nearly."""
+    """No row of a test set, a suite, or the files in `data.evals`, stands in train, exactly or nearly."""
     allowed = evidence.recipe.gates.leak.max_rows
     kept_out = [part.partition(":")[2] for part in evidence.dataset["sources"] if part.startswith("eval:")]
     tests = [*evidence.dataset["tests"], *kept_out]
     near = evidence.recipe.data.dedup.near
-    found = {name: leaked_rows(evidence.dataset["findings"], name) for name in tests}
-    examples = [e for f in evidence.dataset["findings"] if f["code"].startswith("leak_") for e in f["examples"]]
+    later = (evidence.report or {}).get("leaks", {"rows": {}, "findings": []})  # of suite files newer than the dataset
+    found = {name: leaked_rows(evidence.dataset["findings"], name) for name in tests} | later["rows"]
+    examples = [e for f in (*evidence.dataset["findings"], *later["findings"]) if f["code"].startswith("leak_")
+                for e in f["examples"]]
     facts = {"max_rows": allowed, "rows": found, "similarity": near, "examples": examples}
     worst = max(found.values())
     if worst > allowed:
@@ -23,7 +25,7 @@ def leak(evidence: Evidence) -> Gate:
     if near is None:
         return Gate("leak", "not_measured", facts | {"message": "near-duplicates were not looked for",
                                                      "fix": "set data.dedup.near, for example 0.8"})
-    return Gate("leak", "pass", facts | {"message": f"no test row of {', '.join(tests)} stands in train "
+    return Gate("leak", "pass", facts | {"message": f"no test row of {', '.join(found)} stands in train "
                                          f"(exact, or similarity >= {near})" if worst == 0 else
                                          f"{worst} leaked rows are within the {allowed} allowed"})
 
