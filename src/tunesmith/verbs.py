@@ -102,8 +102,8 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
 
 def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say: Say = _silent) -> dict:
     """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
-    release's run. `suites` are suite files beside those of its recipe; with `serving`, also `serving{memory_bytes, base[],
-    tuned[]}`: the server's speed with this adapter.
+    release's run. `suites` are suite files beside those of its recipe; with `serving`, also
+    `serving{memory_bytes, base[], tuned[]}`: the server's speed with this adapter.
 
     Raises:
         RecipeError: a suite file that is wrong; all mistakes are listed.

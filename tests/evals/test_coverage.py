@@ -1,7 +1,8 @@
 """Intervals of 95% hold the truth 93 to 97 times of 100, at 20, 50 and 200 items: what a report rests on.
 
-pytest tests/evals/test_coverage.py             600 suites of each kind, at 20 and 50 items
-pytest tests/evals/test_coverage.py -m slow     2,000 suites, at 20, 50 and 200 items
+pytest tests/evals/test_coverage.py             400 suites of each kind: too few to tell 94 from 95, enough to see 90
+pytest tests/evals/test_coverage.py -m slow     3,000 suites of each kind
+python tests/evals/test_coverage.py             the same, as a table
 
 Each case draws suites from a population whose truth is known, and asks how often the interval has it.
 """
@@ -13,6 +14,8 @@ from tunesmith.evals import statistics
 from tunesmith.evals.statistics import interval, paired, paired_bootstrap, wilson
 
 LEAST, MOST = 0.93, 0.97
+SOME, ERROR = 400, 0.02
+MANY = 3000
 
 
 def mean_of(sums_RS):
@@ -109,26 +112,27 @@ def coverage(case, n, suites, seed):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_an_interval_of_95_percent_holds_the_truth(case, n, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    assert LEAST <= coverage(case, n, 600, seed=n) <= MOST
+    assert LEAST - ERROR <= coverage(case, n, SOME, seed=n) <= MOST + ERROR
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50, 200])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_and_does_so_in_2000_suites(case, n, monkeypatch):
+def test_and_does_so_in_many_suites(case, n, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    assert LEAST <= coverage(case, n, 2000, seed=1000 + n) <= MOST
+    assert LEAST <= coverage(case, n, MANY, seed=n) <= MOST
+
+
+def percentile(random, n):
+    """The loss again, by the percentile bootstrap."""
+    parts_NS = _losses(random, n)[0]
+    return paired_bootstrap(lambda w_RN: mean_of(w_RN @ parts_NS), n), 2.0
 
 
 def test_the_percentile_bootstrap_does_not(monkeypatch):
-    """The control: what was used before is too narrow for 20 items, and this simulation notices."""
+    """The control: what is commonly used is too narrow for 20 items, and this simulation notices."""
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-
-    def percentile(random, n):
-        parts_NS = _losses(random, n)[0]
-        return paired_bootstrap(lambda w_RN: mean_of(w_RN @ parts_NS), n), 2.0
-
-    assert coverage(percentile, 20, 600, seed=20) < LEAST
+    assert coverage(percentile, 20, 3 * SOME, seed=20) < LEAST
 
 
 def test_wilsons_interval_covers_by_an_exact_sum():
@@ -140,3 +144,9 @@ def test_wilsons_interval_covers_by_an_exact_sum():
         held = [binom.pmf(np.arange(n + 1), n, p)[(ends[:, 0] <= p) & (p <= ends[:, 1])].sum() for p in
                 np.linspace(0.1, 0.9, 401)]
         assert LEAST <= np.mean(held) <= MOST and min(held) > 0.9
+
+
+if __name__ == "__main__":
+    statistics.RESAMPLES = 1000
+    for each in (*CASES, percentile):
+        print(each.__name__.ljust(20), *(f"{coverage(each, n, MANY, seed=n):.3f}" for n in (20, 50, 200)), flush=True)

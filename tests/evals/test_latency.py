@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -68,7 +68,8 @@ def speaking(words: list[bytes], pause: float = 0.0):
             with connection:
                 connection.recv(65536)
                 for part in words:
-                    connection.sendall(part)
+                    with suppress(OSError):  # the client has gone
+                        connection.sendall(part)
                     closing.wait(pause)
                 if pause == 0.0 and words and words[-1].endswith(b"[DONE]\n\n"):
                     return
@@ -154,7 +155,7 @@ def test_the_interval_of_a_quantile_holds_it_95_times_of_100(n, q):
         value, (low, high) = quantile(random.gamma(2, size=n), q)
         assert low <= value <= high
         held += low <= truth <= high
-    assert 0.94 <= held / 1000 <= 0.98, "order statistics jump: never under 95, sometimes over"
+    assert 0.94 <= held / 1000 <= 0.99, "order statistics jump: never under 95, sometimes over"
 
 
 def test_few_values_bound_no_quantile_and_say_so():

@@ -82,7 +82,7 @@ def test_a_trained_adapter_does_something(run, project):
     assert 0 < gate.evidence["rounding"] < 1e-3
 
 
-@pytest.mark.parametrize("scale, verdict", [(0.0, "fail"), (1e-7, "fail"), (0.5, "pass")])
+@pytest.mark.parametrize("scale, verdict", [(0.0, "fail"), (1e-8, "fail"), (0.5, "pass")])
 def test_an_adapter_whose_weights_are_lost_is_refused(run, scale, verdict):
     """Measured with the real model: B times nothing, times less than rounding shows, and times a half."""
     path = run.adapter / "adapter_model.safetensors"
@@ -90,7 +90,7 @@ def test_an_adapter_whose_weights_are_lost_is_refused(run, scale, verdict):
     save_file({k: v * scale if "lora_B" in k else v for k, v in weights.items()}, path, metadata={"format": "pt"})
     evaluate(run)
     gate = no_op(gathered(run, read_report(run)))
-    assert gate.verdict == verdict
+    assert gate.verdict == verdict, gate.evidence
     assert verdict == "pass" or "does nothing" in gate.evidence["message"]
 
 
@@ -107,7 +107,7 @@ def test_an_older_report_says_nothing_of_it(run, project):
 LOAD = {"clients": 4, "requests": 8, "failed": 0, "errors": [], "tokens": 400, "wall_seconds": 4.0, "tokens_per_second": 100.0,
         "first_token_seconds": {"p50": 0.1, "p95": 0.3, "p50_ci95": [0.1, 0.2], "p95_ci95": [0.2, None]},
         "seconds": {"p50": 1.0, "p95": 2.0, "p50_ci95": [0.9, 1.1], "p95_ci95": [1.5, None]}, "cost_per_million_tokens": None}
-SERVING = {"memory_bytes": 2_000_000_000, "base": [LOAD],
+SERVING = {"memory_bytes": 2_000_000_000, "stopped": None, "base": [LOAD],
            "tuned": [LOAD | {"overhead": 0.2}, LOAD | {"clients": 1, "overhead": 0.1}]}
 
 
@@ -143,7 +143,7 @@ def test_serving_with_failed_requests_unknown_memory_or_no_numbers(run, project)
     failed["tuned"][0]["failed"] = 1
     assert verdict(failed) == "fail"
     assert verdict(SERVING | {"memory_bytes": None}) == "not_measured"
-    assert verdict(SERVING | {"tuned": []}) == "not_measured"
+    assert verdict(SERVING | {"tuned": [], "stopped": "the limit was reached"}) == "not_measured"
     assert verdict(None) == "not_measured"
 
 

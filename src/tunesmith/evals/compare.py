@@ -13,10 +13,10 @@ from tunesmith.evals.metrics import METRICS, Metric
 from tunesmith.evals.statistics import Paired, paired
 
 BASE, TUNED = "zero_shot", "tuned"
-PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
-"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
 BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None)}
 """The least and the most that a metric of this unit can be."""
+PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
+"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
 
 
 def measurable(suite: Suite) -> None:

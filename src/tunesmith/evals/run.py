@@ -58,8 +58,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     """Measure a finished run and write its report. Returns the report.
 
     `suites` are suite files beside those of the run's recipe, relative to where we are. What the base says is the same for all
-    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next. `serving` measures
-    the server too, though the recipe does not ask for it.
+    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next.
+    `serving` measures the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -100,10 +100,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         sets[suite.name] = compare_suite(suite, said) | _prompts(fitted[suite.name])
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
-            found = noise.noise_of(model, tokenizer, suite, recipe.eval.noise, batch_size=recipe.eval.batch_size,
-                                   seed=recipe.train.seed, say=say)
-            for name, floor in found.items():
-                sets[suite.name]["metrics"][name]["noise"] = floor
+            noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
+                                                       batch_size=recipe.eval.batch_size, say=say))
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -113,16 +111,16 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets,
         "effect": effect(model, tokenizer, asked[0].items), "training": _training_facts(run),
     }
-    if recipe.eval.serving or serving:
-        del model  # the server has its own
-        say("measuring the server")
-        report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     if documents:
         report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
         report["passages"] = {p.id: p.text for found in documents.found.values() for p, _ in found}
     if leaks:
         report["leaks"] = leaks
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
+    if recipe.eval.serving or serving:
+        del model  # the server has its own
+        say("measuring the server")
+        report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     folder = run.path / REPORT
     write_json(folder / "report.json", report)

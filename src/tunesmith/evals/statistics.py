@@ -2,7 +2,7 @@
 
     share of zeros and ones             Wilson's score interval
     paired change of zeros and ones     Bonett & Price's, which is Wald's with one item added in each direction
-    any other function of sums          bootstrap-t, item by item
+    any other function of sums          symmetric bootstrap-t, item by item
     too few items that differ for it    Wald's with items added at both ends of what the metric can be
 
 No interval of a bounded metric has zero width. `tests/evals/test_coverage.py` holds the truth of each to 93 to 97 of 100.
@@ -116,10 +116,12 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def studentised(value: Value, parts_NS: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """95% bootstrap-t interval of a function of sums (Efron & Tibshirani 1993, ch. 12); None where it knows too little.
+    """95% symmetric bootstrap-t interval of a function of sums (Hall 1988, "On symmetric bootstrap confidence intervals"); None
+    where it knows too little.
 
     In each resample the error is divided by its own standard error, from the delta method: items' influences, which are the
-    function's slopes times their parts. So skewed items get a skewed interval, and few items a wide one.
+    function's slopes times their parts. As many standard errors as 95 of 100 resamples stay within are taken to both sides:
+    more than 1.96 for few items, and for skewed ones.
     """
     n = len(parts_NS)
     if n < 2:
@@ -136,8 +138,8 @@ def studentised(value: Value, parts_NS: np.ndarray, seed: int = 0) -> tuple[floa
         t_R.append((estimate_R[~equal_R] - estimate) / se_R[~equal_R])
     if alike > MOST_EQUAL * RESAMPLES:
         return None
-    low, high = np.percentile(np.concatenate(t_R), [2.5, 97.5])
-    return float(estimate - high * se), float(estimate - low * se)
+    half = float(np.percentile(np.abs(np.concatenate(t_R)), 95)) * float(se)
+    return float(estimate) - half, float(estimate) + half
 
 
 def items_of(value: Value, parts_NS: np.ndarray) -> tuple[np.ndarray, float]:

@@ -110,7 +110,7 @@ class AuditGate(Section):
 
 
 class NoOpGate(Section):
-    min_ratio: Annotated[float, Field(ge=1.0)] = 2.0
+    min_ratio: Annotated[float, Field(ge=1.0)] = 5.0
     """How many times what rounding does the adapter must move the logits of probe prompts."""
 
 

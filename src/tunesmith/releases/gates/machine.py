@@ -57,13 +57,14 @@ def serving(evidence: Evidence) -> Gate:
     found = (evidence.report or {}).get("serving")
     if found is None:
         return Gate("serving", "not_measured", {"message": "serving was not measured", "fix": "tunesmith eval RUN --serving"})
-    clients = rule.clients or max(load["clients"] for load in found["tuned"])
+    clients = rule.clients or max((load["clients"] for load in found["tuned"]), default=0)
     load = next((one for one in found["tuned"] if one["clients"] == clients), None)
     facts: dict[str, Any] = {"clients": clients, "see": "report/report.html#serving"}
     if load is None:
         return Gate("serving", "not_measured", facts | {
-            "message": f"serving was not measured with {clients} clients",
-            "fix": f"add {clients} to eval.serving.clients, and evaluate again"})
+            "message": f"serving was not measured with {clients} clients" + (f": {found['stopped']}" * bool(found["stopped"])),
+            "fix": f"add {rule.clients} to eval.serving.clients, and evaluate again" if rule.clients else
+                   "raise eval.serving.limit_seconds, and evaluate again"})
     first = load["first_token_seconds"]["p95"]
     checks = [("max_first_token_seconds", first, rule.max_first_token_seconds, "s to the first token"),
               ("max_seconds", load["seconds"]["p95"], rule.max_seconds, "s for an answer"),
