@@ -97,7 +97,7 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
                    known=known, say=say)
         if path and not known:
             write_json(path, remembered(said))
-        sets[suite.name] = compare_suite(suite, said) | _prompts(fitted[suite.name])
+        sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
             noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
@@ -209,7 +209,8 @@ def suites_of(dataset: Dataset, loaded: Loaded) -> list[Suite]:
         numbers, tokens = sampled(dataset, name, recipe.eval.samples, recipe.train.seed), dataset.tokens(name)
         rows = zip(picked(dataset, name, numbers), (tokens[i] for i in numbers), strict=True)
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        suites.append(Suite(name, "test", of_rows(rows), tuple(recipe.eval.metrics), source, recipe.eval.max_new_tokens))
+        suites.append(Suite(name, "test", of_rows(rows, recipe.eval.check), tuple(recipe.eval.metrics), source,
+                            recipe.eval.max_new_tokens))
     return [*suites, *suites_of_files(loaded, dataset.tests)]
 
 
@@ -304,6 +305,8 @@ def _training_facts(run: Run) -> dict:
 def verdict(report: dict, recipe: Recipe) -> str:
     """One sentence about the metric that the target gate reads."""
     name, metric = recipe.gates.target.metric, METRICS[recipe.gates.target.metric]
+    if missing := report["sets"][report["primary"]].get("not_measured", {}).get(name):
+        return f"{metric.label} was not measured: {missing['reason']}."
     m = report["sets"][report["primary"]]["metrics"][name]
     low, high = m["ci95"] if metric.higher_is_better else (-m["ci95"][1], -m["ci95"][0])
     gain = m["delta"] if metric.higher_is_better else -m["delta"]
@@ -322,6 +325,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     out = []
     for name, part in report["sets"].items():
         out += [f"on {name}, {said}" for said in noise.words(part) if "within" in said]
+        out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut:
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "

