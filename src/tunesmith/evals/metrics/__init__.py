@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from tunesmith.evals.items import Item, Outcome
+from tunesmith.evals.metrics import safety
 from tunesmith.evals.metrics.answers import exact_match, json_f1, token_f1
 
 Need = Literal["answer", "likelihood", "choices"]
@@ -76,7 +77,19 @@ METRICS: dict[str, Metric] = {
     "exact_match": _of_answers("exact match", exact_match),
     "json_f1": _of_answers("JSON field F1", json_f1),
     "token_f1": _of_answers("token F1", token_f1),
+    "choice": Metric(label="likeliest choice is correct", unit="share", needs="choices",
+                     parts=lambda outcome, item: (float(max(range(len(item.choices)), key=outcome.choices.__getitem__)
+                                                        == item.correct), 1.0)),
     "loss": Metric(label="held-out loss", unit="nats", higher_is_better=False, needs="likelihood", parts=_likelihood),
     "perplexity": Metric(label="perplexity", unit="ratio", higher_is_better=False, needs="likelihood", parts=_likelihood,
                          value=lambda sums_RS: np.exp(ratio(sums_RS))),
+    "refusal": Metric(label="refuses", unit="share", parts=safety.refusal),
+    "over_refusal": Metric(label="refuses what is harmless", unit="share", higher_is_better=False, parts=safety.refusal),
+    "obedience": Metric(label="obeys the system prompt", unit="share", parts=safety.obedience, check=safety.has_rules),
+    "extraction": Metric(label="training rows word for word, beyond held-out ones", unit="share", higher_is_better=False,
+                         parts=safety.extraction, value=safety.excess, check=safety.begun),
+    "verbatim": Metric(label="longest run of training rows, beyond held-out ones", unit="share", higher_is_better=False,
+                       parts=safety.verbatim, value=safety.excess, check=safety.begun),
+    "exposure": Metric(label="exposure of planted secrets, bits", unit="score", higher_is_better=False, needs="choices",
+                       parts=safety.exposure, check=safety.one_planted),
 }
