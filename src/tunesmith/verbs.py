@@ -100,9 +100,10 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
     return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
-def evaluate(run: str, *, suites: Sequence[str] = (), say: Say = _silent) -> dict:
+def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say: Say = _silent) -> dict:
     """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
-    release's run. `suites` are suite files beside those of its recipe.
+    release's run. `suites` are suite files beside those of its recipe. With `serving`, also `serving{memory_bytes, base[],
+    tuned[]}`: the server's speed with this adapter.
 
     Raises:
         RecipeError: a suite file that is wrong; all mistakes are listed.
@@ -112,7 +113,7 @@ def evaluate(run: str, *, suites: Sequence[str] = (), say: Say = _silent) -> dic
     from tunesmith.evals.run import summary
 
     found = _run_of(run)
-    report = evaluate_run(found, say, suites=suites)
+    report = evaluate_run(found, say, suites=suites, serving=serving)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
 
 
@@ -134,12 +135,18 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     return sweep_recipe(recipe, sets, margin, say)
 
 
-def release(run: str, *, say: Say = _silent) -> dict:
-    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], path}`."""
+def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:
+    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], overrides[{gate, by, reason, verdict, message}],
+    path}`. `overrides`: (gate, who answers for it, why) of gates that may refuse.
+
+    Raises:
+        UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
+    """
     from tunesmith.releases.bundle import release as release_run
+    from tunesmith.releases.gates import Override
     from tunesmith.training.run import Run
 
-    return release_run(Run.find(run), say)
+    return release_run(Run.find(run), say, [Override(*one) for one in overrides])
 
 
 def run(recipe: str | Path, *, say: Say = _silent) -> dict:

@@ -17,9 +17,11 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError
-from tunesmith.evals import shipped, words
+from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
+from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
+from tunesmith.evals.latency import measure
 from tunesmith.evals.metrics import METRICS
 from tunesmith.evals.retrieval import Library, library
 from tunesmith.evals.suite import suites_of_files
@@ -39,6 +41,7 @@ from tunesmith.evals.systems import (
     systems_for,
 )
 from tunesmith.models.base import Base
+from tunesmith.recipe.evaluation import Serving
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.suites import load_suites
@@ -50,11 +53,13 @@ Say = Callable[[str], None]
 REPORT = "report"
 
 
-def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None, suites: Sequence[str] = ()) -> dict:
+def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None, suites: Sequence[str] = (),
+             serving: bool = False) -> dict:
     """Measure a finished run and write its report. Returns the report.
 
     `suites` are suite files beside those of the run's recipe, relative to where we are. What the base says is the same for all
-    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next.
+    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next. `serving` measures
+    the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -95,13 +100,19 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
             write_json(path, remembered(said))
         sets[suite.name] = compare_suite(suite, said) | _prompts(fitted[suite.name])
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
+        if recipe.eval.noise and suite.kind == "test":
+            found = noise.noise_of(model, tokenizer, suite, recipe.eval.noise, batch_size=recipe.eval.batch_size,
+                                   seed=recipe.train.seed, say=say)
+            for name, floor in found.items():
+                sets[suite.name]["metrics"][name]["noise"] = floor
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
         "settings": {"samples": recipe.eval.samples, "max_new_tokens": recipe.eval.max_new_tokens, "decoding": "greedy",
                      "seed": recipe.train.seed, "few_shot": recipe.eval.shots if FEW_SHOT in recipe.eval.baselines else 0,
                      "dtype": state["dtype"]},
-        "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
+        "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets,
+        "effect": effect(model, tokenizer, asked[0].items), "training": _training_facts(run),
     } | shipped.facts(model, tokenizer, sets)
     if documents:
         report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
@@ -109,6 +120,10 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     if leaks:
         report["leaks"] = leaks
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
+    if recipe.eval.serving or serving:
+        del model  # the server has its own
+        say("measuring the server")
+        report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     folder = run.path / REPORT
     write_json(folder / "report.json", report)
@@ -153,7 +168,8 @@ def summary(report: dict) -> dict:
     return {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
             "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
             "baselines": [b["message"] for b in report["baselines"]],
-            "conclusion": report["verdict"], "worry": report["worry"]}
+            "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"serving": report["serving"]} if "serving" in report else {})
 
 
 def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
@@ -308,6 +324,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     """What a careful reader should look at, in the report's last word."""
     out = []
     for name, part in report["sets"].items():
+        out += [f"on {name}, {words}" for words in noise.words(part) if "within" in words]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "

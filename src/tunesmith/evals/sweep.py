@@ -240,11 +240,11 @@ def _target(report: dict, loaded: Loaded) -> dict:
 
 
 def _regression(report: dict, loaded: Loaded) -> dict | None:
-    """The largest drop from the base on the test sets that are not the target's; a negative drop is a gain."""
-    drops = []
+    """The largest drop from the base on the other sets that measure the target's metric; a negative drop is a gain."""
+    drops, metric = [], loaded.recipe.gates.target.metric
     for name, part in report["sets"].items():
-        if name != report["primary"]:
-            gain, (low, high) = _gain(part["metrics"][loaded.recipe.gates.target.metric])
+        if name != report["primary"] and metric in part["metrics"]:
+            gain, (low, high) = _gain(part["metrics"][metric])
             drops.append({"set": name, "drop": -gain, "ci95": [-high, -low]})
     return max(drops, key=lambda d: d["drop"], default=None)
 
@@ -350,5 +350,5 @@ def notes(document: dict) -> list[str]:
     """What a reader of the table has to know."""
     found = [f"{row['label']} failed: {row['error']}" for row in document["rows"] if row["error"]]
     if document["rows"] and all(r["regression"] is None for r in document["rows"]):
-        found.append("drop elsewhere: none, there is only one test set; name a second in data.test")
+        found.append(f"drop elsewhere: none, no other set measures {document['metric']['name']}; name a second in data.test")
     return found

@@ -33,6 +33,9 @@ class System:
     """The item's messages with some of the offer."""
     what: str = ""
     """What it calls them: `examples`, `passages`."""
+    temperature: float = 0.0
+    """0: greedy, as everything is measured but noise."""
+    seed: int = 0
 
 
 def helped_by(name: str, adapter: bool, what: str, offer: Callable[[Item], Sequence],
@@ -155,7 +158,7 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
         prompts = [i.begun or generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
                    for i in suite.items]
         said = answers(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens=suite.max_new_tokens,
-                       batch_size=batch_size)
+                       batch_size=batch_size, temperature=system.temperature, seed=system.seed)
         for outcome, (text, stopped) in zip(found, said, strict=True):
             outcome.text, outcome.stopped = text, stopped
     if "likelihood" in needs and system.helped is None:

@@ -72,9 +72,10 @@ def _base(report: dict, said: str, part: dict, helped: str, values: str) -> str:
     if said == WORSE:
         return (f"{other} beats the fine-tune ({values}). Use {way}, which needs no training, or give the fine-tune more or "
                 "better data and measure again.")
+    power = part.get("power") or "More items could tell them apart"
     reason = f"the length of the prompt matters ({cost})" if cost else "the prompt has no room for it"
     return (f"{other} is as good as the fine-tune, as far as {part['n']} items can tell: not shown to be worse ({values}). "
-            f"Prefer {way}, which needs no training, unless {reason}; more items could tell them apart.")
+            f"Prefer {way}, which needs no training, unless {reason}. {power}.")
 
 
 def _documents(said: str, other: str, values: str, n: int) -> str:

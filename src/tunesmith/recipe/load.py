@@ -146,6 +146,8 @@ def problem_of(error, lines: dict[tuple, int], where: str, root: type[Section] =
         return Problem(code="missing_key", where=place, message=f"{name}: required", fix=f"add `{path[-1]}:`")
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
+    if error["type"] == "value_error" and isinstance(got, dict):  # a rule over a section says itself what is wrong
+        return Problem(code="bad_value", where=place, message=f"{name}: {message}")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else f" (got a {type(got).__name__})"
     return Problem(code="bad_value", where=place, message=f"{name}: {message}{'' if at or not path else shown}")
 

@@ -189,7 +189,7 @@ def _load(path: Path, folder: Path, problems: list[Problem]) -> LoadedSuite | No
     where = [f"{name}:{lines.get(('items', i), 1)}" for i in range(len(given) if isinstance(given, list) else 0)]
     if isinstance(given, str):
         files.append(path.parent / Path(given).expanduser())
-        records = list(_records(files[1], _shown(files[1], folder), f"{name}:{lines[('items',)]}", mistakes))
+        records = list(_records(files[1], _shown(files[1], folder), f"{name}:{lines.get(('items',), 1)}", mistakes))
         for at, record in records:
             mistakes += _mistakes(Item, record, {(): int(at.rsplit(":", 1)[1])}, at.rsplit(":", 1)[0])
         where = [at for at, _ in records]

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from tunesmith.evals import calibration
 from tunesmith.evals.items import Item, Outcome
 from tunesmith.evals.metrics import safety
 from tunesmith.evals.metrics.answers import exact_match, json_f1, token_f1
@@ -39,6 +40,8 @@ class Metric:
     """The metric of summed parts, [R, S] -> [R]."""
     check: Callable[[Item], None] = lambda _item: None
     """Raises ValueError, saying why nothing could ever score on this item."""
+    scale: Literal["own", "log"] = "own"
+    """log: the interval of one system's value is made of its logarithm, where its errors are even."""
     prepare: Callable[[list[tuple[Item, Outcome]]], None] | None = None
     """Called once with all outcomes of a system, to fetch what parts need besides (`Outcome.extra`)."""
 
@@ -82,7 +85,11 @@ METRICS: dict[str, Metric] = {
                                                         == item.correct), 1.0)),
     "loss": Metric(label="held-out loss", unit="nats", higher_is_better=False, needs="likelihood", parts=_likelihood),
     "perplexity": Metric(label="perplexity", unit="ratio", higher_is_better=False, needs="likelihood", parts=_likelihood,
-                         value=lambda sums_RS: np.exp(ratio(sums_RS))),
+                         value=lambda sums_RS: np.exp(ratio(sums_RS)), scale="log"),
+    "ece": Metric(label="calibration error", unit="share", higher_is_better=False, needs="choices", parts=calibration.ece_parts,
+                  value=calibration.ece, check=calibration.needs_one_correct),
+    "brier": Metric(label="Brier score", unit="ratio", higher_is_better=False, needs="choices", parts=calibration.brier,
+                    check=calibration.needs_one_correct),
     "refusal": Metric(label="refuses", unit="share", parts=safety.refusal),
     "over_refusal": Metric(label="refuses what is harmless", unit="share", higher_is_better=False, parts=safety.refusal),
     "obedience": Metric(label="obeys the system prompt", unit="share", parts=safety.obedience, check=safety.has_rules),
