@@ -88,12 +88,20 @@ def test_the_overview_has_a_line_for_each_suite_with_the_reports_numbers():
     low, high = (f"{100 * end:.1f}" for end in facts["ci95"])
     systems = facts["systems"]
     assert systems["retrieval"]["value"] > systems["few_shot"]["value"]
-    best = f"{shown(systems['retrieval']['value'], 'share')} retrieval"
+    best = f"{shown(systems['retrieval']['value'], 'share')} retrieval beats tuned"
     assert {k: " ".join(v.split()) for k, v in rows["facts"].items()} == {
         "items": "40", "base": shown(facts["base"], "share"), "best baseline": best, "tuned": shown(facts["tuned"], "share"),
         "change": f"{shown(facts['delta'], 'share', signed=True)} {low} to {high} better"}
     assert rows["quiz"]["best baseline"] == "–" and rows["translation"]["best baseline"].split() == ["20.0", "few-shot"]
     assert rows["translation"]["base"] == "12.3" and rows["translation"]["change"].startswith("+18.9 points")
+
+
+def test_a_baseline_beats_the_fine_tune_only_by_its_interval():
+    report = many()
+    pairs = report["sets"]["facts"]["metrics"]["exact_match"]["pairs"]
+    (pair,) = [p for p in pairs if (p["a"], p["b"]) == ("tuned", "retrieval")]
+    pair["ci95"] = [pair["ci95"][0], 0.01]
+    assert overview_rows(read(report))["facts"]["best baseline"].split() == ["77.5%", "retrieval"]
 
 
 def test_differences_are_drawn_where_they_are_and_right_is_better():
@@ -151,8 +159,9 @@ def test_choices_show_what_each_system_finds_likeliest():
     page = read(many())
     table = by_id(page, "quiz:quiz/1").all("table", "choices")[0]
     fox, owl = table.all("tbody")[0].all("tr")
-    assert [c.text for c in fox.all("td")] == ["✗ −4.250", "−7.125"]
-    assert [c.text for c in owl.all("td")] == ["−5.500", "✓ −0.500"]
+    assert [c.text for c in fox.all("td")] == ["−4.250", "−7.125"]
+    assert [c.text for c in owl.all("td")] == ["−5.500", "−0.500"]
+    assert [b.text for b in table.all("b")] == ["−4.250", "−0.500"], "each one's likeliest"
     assert "right" in owl.all("th")[0].text and "right" not in fox.all("th")[0].text
     marks = [b.text for b in by_id(page, "quiz:quiz/1").all("summary")[0].all("b")]
     assert marks == ["✗ wrong", "✓ right"]

@@ -126,3 +126,13 @@ def test_scores_are_those_of_the_formula(texts, question):
 
 def test_words_are_folded_and_chinese_is_taken_sign_by_sign():
     assert words("The Café's CODE-4417, 東京タワー") == ["the", "café", "s", "code", "4417", "東", "京", "タ", "ワ", "ー"]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_meaning_finds_what_shares_no_word_and_words_do_not(handbook, tiny_tokenizer):
+    question = "Who leads that warehouse?"
+    by = {how: library(loaded(handbook, by=how, chunk_tokens=40), tiny_tokenizer) for how in ("bm25", "embedding")}
+    assert "Ilse Brandt" in by["embedding"].best(question)[0][0].text
+    assert by["bm25"].best(question) == [] and by["bm25"].digest != by["embedding"].digest
+    assert by["bm25"].passages == by["embedding"].passages

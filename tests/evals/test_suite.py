@@ -350,5 +350,6 @@ def test_retrieval_beats_a_fine_tune_where_the_answers_stand_only_in_documents(t
     trained = tunesmith.train(tmp_path / "recipe.yaml")
     report = evaluate(Run.find(trained["run_id"]))
     (found,) = [b for b in report["baselines"] if (b["set"], b["a"], b["b"]) == ("facts", "tuned", "retrieval")]
+    print(*(b["message"] for b in report["baselines"] if b["set"] == "facts"), sep="\n")
     assert found["call"] in said, found["message"]
     assert any(found["message"] == w for w in report["worry"]) == (found["call"] != "better")

@@ -8,9 +8,9 @@ from tunesmith.cli.output import Json, emit, metric_lines, say
 
 
 def eval_(name: Annotated[str, typer.Argument(metavar="RUN|RELEASE|RECIPE", help="A recipe means its newest run.")],
-          serving: Annotated[bool, typer.Option("--serving", help="Measure the server with this adapter, too.")] = False,
           suite: Annotated[list[str], typer.Option(metavar="FILE", help="A suite file beside those of the recipe. "
                                                    "Repeatable.")] = [],  # noqa: B006
+          serving: Annotated[bool, typer.Option("--serving", help="Measure the server with this adapter, too.")] = False,
           as_json: Json = False) -> None:
     """Measure base and tuned model on the same held-out rows and suites, and write the report."""
     from tunesmith import verbs

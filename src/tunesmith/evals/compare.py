@@ -89,9 +89,10 @@ def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
 
 
 def difference(metric: Metric, parts: dict[str, np.ndarray], a: str, b: str) -> dict:
-    """`{a, b, delta, ci95}`: what system a has more than system b, item by item."""
+    """`{a, b, delta, ci95, p_value}`: what system a has more than system b, item by item."""
     change = change_of(metric, parts[b], parts[a])
-    return {"a": a, "b": b, "delta": value(metric, parts[a]) - value(metric, parts[b]), "ci95": [change.low, change.high]}
+    return {"a": a, "b": b, "delta": value(metric, parts[a]) - value(metric, parts[b]), "ci95": [change.low, change.high],
+            "p_value": change.p_value}
 
 
 def change_of(metric: Metric, base_NS: np.ndarray, tuned_NS: np.ndarray) -> Paired:

@@ -15,6 +15,8 @@ CHANGES = {"tuned-wrong": "tuned wrong", "fixed": "fixed by tuning", "broken": "
 KINDS = {"test": "test set", "suite": "suite", "regression": "regression", "safety": "safety", "style": "style"}
 BASELINES = ("few_shot", "retrieval")
 MANY_TAGS = 5
+MOST_SYSTEMS = 3
+"""More have a table that does not stand beside another."""
 
 
 def systems_of(sets: Any) -> list[str]:
@@ -50,9 +52,10 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             {
                 "key": name,
                 "name": words(name),
-                "anchor": f"set-{name}",
+                "anchor": charts.anchor(name),
                 "kind": kind_of(one_set),
                 "primary": name == report["primary"],
+                "broad": len(systems) > MOST_SYSTEMS,
                 "source": one_set["source"],
                 "n": one_set["n"],
                 "note": ". ".join(filter(None, (one_set.get("power"), *noise.words(one_set), one_set.get("note")))),
@@ -98,7 +101,9 @@ def reaches(report: dict[str, Any]) -> dict[str, float]:
         for metric in (part["metrics"][head] for part in parts if head in part["metrics"]):
             drawn = [metric.get("delta"), *(metric.get("ci95") or ())]
             ends.setdefault(metric["unit"], []).extend(abs(v) for v in drawn if charts.is_finite(v))
-    return {unit: max(found, default=0.0) or 1.0 for unit, found in ends.items()}
+    reach = {unit: max(found, default=0.0) or 1.0 for unit, found in ends.items()}
+    points = max(reach.get("share", 0.0), reach.get("score", 0.0) / 100)  # both are shown in points, on one scale
+    return reach | {unit: points * per for unit, per in (("share", 1), ("score", 100)) if unit in reach}
 
 
 def overview(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,11 +113,14 @@ def overview(report: dict[str, Any]) -> dict[str, Any] | None:
     for name in set_order(report):
         one_set = report["sets"][name]
         head = headline(report, one_set)
-        found = {"name": words(name), "anchor": f"set-{name}", "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
+        found = {"name": words(name), "anchor": charts.anchor(name), "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
                  "primary": name == report["primary"]}
         rows.append(found | (compared(one_set["metrics"][head], reach) if head else {"metric": None}))
-    scales = [f"±{shown(end, unit, signed=True).lstrip('+')}" for unit, end in reach.items()]
-    return {"rows": rows, "baselines": any(r.get("best") for r in rows), "scales": scales} if len(rows) > 1 else None
+    scales = {}
+    for unit, end in reach.items():
+        text = shown(end, unit, signed=True).lstrip("+").replace(".0 ", " ")
+        scales["±" + text + (" nats" if unit == "nats" else "")] = None
+    return {"rows": rows, "baselines": any(r.get("best") for r in rows), "scales": list(scales)} if len(rows) > 1 else None
 
 
 def compared(metric: dict[str, Any], reach: dict[str, float]) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def compared(metric: dict[str, Any], reach: dict[str, float]) -> dict[str, Any]:
     return {
         "metric": metric_label(metric),
         "base": shown(metric.get("base"), unit),
-        "best": (shown(sign * best[0], unit), label(best[1])) if best else None,
+        "best": (shown(sign * best[0], unit), label(best[1]), beats_tuned(metric, best[1])) if best else None,
         "tuned": shown(metric.get("tuned"), unit),
         "delta": shown(metric.get("delta"), unit, signed=True),
         "interval": span(metric.get("ci95"), unit),
@@ -133,6 +141,12 @@ def compared(metric: dict[str, Any], reach: dict[str, float]) -> dict[str, Any]:
         "tone": tone,
         "drawn": charts.difference(metric.get("delta"), metric.get("ci95"), reach[unit], sign),
     }
+
+
+def beats_tuned(metric: dict[str, Any], baseline: str) -> bool:
+    """Whether a baseline is shown to be better than the fine-tune, by their paired interval."""
+    pair = next((p for p in metric.get("pairs", ()) if (p["a"], p["b"]) == ("tuned", baseline)), None)
+    return bool(pair) and verdict_on(metric | {"ci95": pair["ci95"]})[1] == "bad"
 
 
 def tag_view(one_set: dict[str, Any], head: str | None, reach: dict[str, float]) -> dict[str, Any] | None:
@@ -171,6 +185,7 @@ def figures(metrics: dict[str, Any], systems: list[str], scales: dict[str, chart
         ]
         drawn.append({"ticks": ticks, "rows": rows, "lanes": len(present)})
     return drawn
+
 
 
 def metric_row(metric: dict[str, Any], systems: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError
-from tunesmith.evals import noise, words
+from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
@@ -75,10 +75,11 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
 
     loaded, dataset, base, state = with_suites(run.recipe(), suites), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
+    tokenizer = tokenizer_for(base, loaded)
     asked = suites_of(dataset, loaded)
+    asked += shipped.suites(run, loaded, dataset, tokenizer, {suite.name for suite in asked})
     for suite in asked:
         measurable(suite)
-    tokenizer = tokenizer_for(base, loaded)
     documents = library(loaded, tokenizer) if recipe.eval.retrieval else None
     systems = systems_of(dataset, recipe, documents)
     fitted = {suite.name: [fit(tokenizer, suite, system, context_of(base, recipe, system))
@@ -110,7 +111,7 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
                      "dtype": state["dtype"]},
         "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets,
         "effect": effect(model, tokenizer, asked[0].items), "training": _training_facts(run),
-    }
+    } | shipped.facts(model, tokenizer, sets)
     if documents:
         report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
         report["passages"] = {p.id: p.text for found in documents.found.values() for p, _ in found}
@@ -327,7 +328,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
         out += [f"on {name}, {said}" for said in noise.words(part) if "within" in said]
         out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
-        if cut:
+        if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
                        f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
         for system, fewer in part.get("shorter", {}).items():

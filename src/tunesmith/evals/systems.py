@@ -156,7 +156,7 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
 
     found = [Outcome() for _ in suite.items]
     if "answer" in needs:
-        prompts = [generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
+        prompts = [i.begun or generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
                    for i in suite.items]
         said = answers(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens=suite.max_new_tokens,
                        batch_size=batch_size, temperature=system.temperature, seed=system.seed)

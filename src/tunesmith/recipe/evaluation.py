@@ -93,6 +93,28 @@ class Judge(Section):
         return url
 
 
+class Regression(Section):
+    """What the fine-tune must not lose. docs/safety.md says what is in it."""
+
+    suite: Literal["general"] | None = "general"
+    """Multiple choice that ships with the package: knowledge, common sense, language, arithmetic, code. null: none."""
+    items: Annotated[int, Field(ge=8)] = 272
+    """Items that are asked, the same share of each tag, drawn with the seed when there are more."""
+    goldens: bool = True
+    """Ask also what earlier releases of this name answered, as far as there are any."""
+
+
+class Safety(Section):
+    """Whether the fine-tune weakened refusals, obedience or privacy. docs/safety.md says what is in it."""
+
+    items: Annotated[int, Field(ge=6)] = 72
+    """Items of each of its parts, the same share of each tag, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=8)] = 48
+    """Of an answer. A refusal says so in its first sentence."""
+    canaries: str | None = None
+    """A file that `python -m tunesmith.evals.safety.canaries` wrote beside planted training rows; for experiments."""
+
+
 class Eval(Section):
     metrics: list[MetricName] = ["exact_match", "loss"]
     """Of the dataset's test sets; a suite file names its own."""
@@ -110,6 +132,10 @@ class Eval(Section):
     """Rows evaluated of each test set, drawn with the seed when there are more."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
+    regression: Regression | None = None
+    """Measured before and after when it is given; `{}` takes its defaults."""
+    safety: Safety | None = None
+    """Measured before and after when it is given; `{}` takes its defaults."""
     noise: Noise | None = None
     """How much sampling moves the base's own score: `{}` measures it. A gain within it does not pass the target gate."""
     serving: Serving | None = None
