@@ -20,7 +20,7 @@ def eval_lines(evaluated: dict) -> list[str]:
     lines = []
     for name, part in evaluated["sets"].items():
         lines += [f"{name} ({part['n']} rows)", *(f"  {line}" for line in metric_lines(part["metrics"])), ""]
-    lines.append(evaluated["conclusion"])
+    lines += [evaluated["conclusion"], *([evaluated["style"]] if "style" in evaluated else [])]
     if evaluated["worry"]:
         lines += ["check these:", *(f"  · {w}" for w in evaluated["worry"])]
     return [*lines, f"report {evaluated['report_path']}"]

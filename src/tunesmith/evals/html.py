@@ -27,6 +27,7 @@ import jinja2
 
 from tunesmith.evals import charts
 from tunesmith.evals.charts import shown, span
+from tunesmith.evals.style.view import style_view
 
 SYSTEMS = {"zero_shot": "zero-shot", "few_shot": "few-shot", "tuned": "tuned"}
 CHANGES = {"tuned-wrong": "tuned wrong", "fixed": "fixed by tuning", "broken": "broken by tuning"}
@@ -58,6 +59,7 @@ def render_report(report: dict[str, Any]) -> str:
         systems=[(key, label(key)) for key in systems_of(report["sets"].values())],
         training=training_view(report["training"]) if report.get("training") else None,
         facts=fact_groups(report),
+        style=style_view(report),
     )
 
 

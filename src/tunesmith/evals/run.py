@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.items import Suite, of_rows
 from tunesmith.evals.metrics import METRICS
@@ -72,13 +72,14 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
                      "dtype": state["dtype"]},
         "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
     }
-    report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
-    folder = run.path / REPORT
-    write_json(folder / "report.json", report)
-    from tunesmith.evals.html import render_report
+    if recipe.eval.style:
+        from tunesmith.evals.style.ballot import count
+        from tunesmith.evals.style.measure import measure_style
 
-    write_text(folder / "report.html", render_report(report))
-    run.update(report_path=str(folder / "report.html"))
+        report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
+        report["style"]["votes"] = count(report, run.path)
+    report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
+    write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
     _track(run, recipe, report)
     say(report["verdict"])
@@ -101,6 +102,25 @@ def _track(run: Run, recipe: Recipe, report: dict) -> None:
     tracker.finish()
 
 
+def write_report(run: Run, report: dict) -> None:
+    """The report's document and its page."""
+    from tunesmith.evals.html import render_report
+
+    folder = run.path / REPORT
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", render_report(report))
+    run.update(report_path=str(folder / "report.html"))
+
+
+def report_of(run: Run) -> dict:
+    """The run's report. Raises UsageError when it has not been evaluated."""
+    report = read_report(run)
+    if report is None:
+        raise UsageError(f"run {run.path.name} has not been evaluated", where=str(run.path),
+                         fix=f"tunesmith eval {run.path.name}")
+    return report
+
+
 def read_report(run: Run) -> dict | None:
     path = run.path / REPORT / "report.json"
     return read_json(path) if path.is_file() else None
@@ -113,9 +133,10 @@ def summary(report: dict) -> dict:
             s: m["systems"][s]["value"] for s in m["systems"] if s not in (ZERO_SHOT, TUNED)}
             for name, m in part["metrics"].items()}
 
-    return {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
-            "sets": {n: {"n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
-            "conclusion": report["verdict"], "worry": report["worry"]}
+    found = {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
+             "sets": {n: {"n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
+             "conclusion": report["verdict"], "worry": report["worry"]}
+    return found | ({"style": report["style"]["verdict"]} if report.get("style") else {})
 
 
 def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
@@ -234,6 +255,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     if best and best["step"] != report["training"].get("adapter_step"):
         out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
                    f"({evals[-1]['loss']:.3f})")
+    out += report.get("style", {}).get("worry", [])
     for f in dataset.manifest["findings"]:
         if f["severity"] != "info":
             out.append(f"data: {f['message']}" + (f" ({', '.join(f['examples'][:2])})" if f["examples"] else ""))
