@@ -118,7 +118,7 @@ def test_intervals_cover_what_samples_of_this_size_give_on_average(name, austen,
         values.append(between(a.sum(0)[None], b.sum(0)[None], spread_W)[0])
         intervals.append(around(values[-1], between(weights @ a, weights @ b, spread_W), n))
     covered = np.mean([low <= np.mean(values) <= high for low, high in intervals])
-    assert 0.915 <= covered <= 0.985
+    assert 0.91 <= covered <= 0.98, "0.93 to 0.97, and 400 simulations are right to 0.02"
 
 
 def test_intervals_that_are_the_plain_percentiles_would_not(austen, monkeypatch):

@@ -26,13 +26,13 @@ from typing import Any
 import jinja2
 
 from tunesmith.errors import DataError, NotFoundError, UsageError
-from tunesmith.evals.style.text import even, fit
+from tunesmith.evals.style.text import ENDS, even, fit
 from tunesmith.store.files import read_json, sha256_json, write_json, write_text
 
 VOTES = "votes"
 TUNED = "tuned"
 CHOICES = ("first", "second", "tie")
-EXAMPLE_WORDS = 110
+EXAMPLES, EXAMPLE_WORDS = 2, 90
 QUESTIONS = {"zero_shot": "Which of the two sounds more like the author?", "author": "Which of the two did the author write?"}
 
 
@@ -57,12 +57,13 @@ def make(report: dict, folder: Path, against: str = "zero_shot", pairs: int = 20
     for number, (item, tuned, other) in enumerate(drawn):
         first = rng.random() < 0.5
         name = hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:10]
-        shown.append({"name": name, "first": tuned if first else other, "second": other if first else tuned})
+        sides = (tuned, other) if first else (other, tuned)
+        shown.append({"name": name} | {side: _ended(text) for side, text in zip(("first", "second"), sides, strict=True)})
         key.append({"name": name, "item": item, "first": TUNED if first else against, "second": against if first else TUNED,
                     "texts": sha256_json([tuned, other])})
     ballot = sha256_json([report["run_id"], against, seed, shown]).removeprefix("sha256:")[:12]
     page, kept = (folder / VOTES / f"{ballot}{end}" for end in (".html", ".key.json"))
-    examples = [fit(text, EXAMPLE_WORDS) for text in style["examples"]]
+    examples = [_ended(fit(text, EXAMPLE_WORDS)) for text in style["examples"][:EXAMPLES]]
     write_json(kept, {"ballot": ballot, "run_id": report["run_id"], "against": against, "seed": seed, "pairs": key})
     write_text(page, _template().render(ballot=ballot, question=QUESTIONS[against], pairs=shown, examples=examples))
     return {"ballot": ballot, "page": str(page), "key": str(kept), "pairs": len(drawn), "left_out": len(texts) - len(different)}
@@ -138,6 +139,11 @@ def _style(report: dict) -> dict:
         raise UsageError("the run's report has no texts to vote on", why="its recipe does not set eval.style",
                          fix="add `style: {}` to `eval`, and train or evaluate a run with it")
     return report["style"]
+
+
+def _ended(text: str) -> str:
+    """The text with a mark where it was cut."""
+    return text if not text.strip() or text.endswith(ENDS) else f"{text} …"
 
 
 def _of(item: dict, system: str) -> str:

@@ -135,7 +135,7 @@ def _copies(name: str, found: dict[str, Any]) -> dict[str, Any]:
     longest = found["longest"]
     return {"system": name, "label": NAMES[name] + (", held out" if name == "author" else ""),
             "words": longest["words"] if longest else 0, "characters": longest["characters"] if longest else 0,
-            "share": _cell({"value": found["share"], "ci95": found["ci95"]}, "share")}
+            "share": _cell({"value": found["share"], "ci95": found["ci95"]}, "share") if found["share"] else None}
 
 
 def _votes(against: str, votes: dict[str, Any]) -> dict[str, Any]:
