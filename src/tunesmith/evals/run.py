@@ -16,7 +16,7 @@ from tunesmith.data.leaks import find_leaks, leaked_rows
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
@@ -118,17 +118,18 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     if leaks:
         report["leaks"] = leaks
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
+    if recipe.eval.style:
+        from tunesmith.evals.style.ballot import count
+        from tunesmith.evals.style.measure import measure_style
+
+        report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
+        report["style"]["votes"] = count(report, run.path)
     if recipe.eval.serving or serving:
         del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
-    folder = run.path / REPORT
-    write_json(folder / "report.json", report)
-    from tunesmith.evals.html import render_report
-
-    write_text(folder / "report.html", render_report(report))
-    run.update(report_path=str(folder / "report.html"))
+    write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
     _track(run, recipe, report)
     say(report["verdict"])
@@ -151,6 +152,25 @@ def _track(run: Run, recipe: Recipe, report: dict) -> None:
     tracker.finish()
 
 
+def write_report(run: Run, report: dict) -> None:
+    """The report's document and its page."""
+    from tunesmith.evals.html import render_report
+
+    folder = run.path / REPORT
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", render_report(report))
+    run.update(report_path=str(folder / "report.html"))
+
+
+def report_of(run: Run) -> dict:
+    """The run's report. Raises UsageError when it has not been evaluated."""
+    report = read_report(run)
+    if report is None:
+        raise UsageError(f"run {run.path.name} has not been evaluated", where=str(run.path),
+                         fix=f"tunesmith eval {run.path.name}")
+    return report
+
+
 def read_report(run: Run) -> dict | None:
     path = run.path / REPORT / "report.json"
     return read_json(path) if path.is_file() else None
@@ -167,6 +187,7 @@ def summary(report: dict) -> dict:
             "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
             "baselines": [b["message"] for b in report["baselines"]],
             "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"style": report["style"]["verdict"]} if report.get("style") else {}) | (
                 {"serving": report["serving"]} if "serving" in report else {})
 
 
@@ -344,6 +365,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     if best and best["step"] != report["training"].get("adapter_step"):
         out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
                    f"({evals[-1]['loss']:.3f})")
+    out += report.get("style", {}).get("worry", [])
     for f in dataset.manifest["findings"]:
         if f["severity"] != "info":
             out.append(f"data: {f['message']}" + (f" ({', '.join(f['examples'][:2])})" if f["examples"] else ""))

