@@ -35,6 +35,8 @@ class Item:
     tools: list[dict] | None = None
     tokens: tuple[list[int], list[bool]] | None = None
     """Question and reference as a dataset has rendered them: ids, and whether each is of the answer."""
+    begun: list[int] | None = None
+    """Ids of the question and of the beginning of its answer, to go on from; the reference is the rest."""
 
     @property
     def prompt(self) -> str:

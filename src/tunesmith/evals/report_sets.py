@@ -52,7 +52,7 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             {
                 "key": name,
                 "name": words(name),
-                "anchor": charts.anchor(name),
+                "anchor": f"set-{name}",
                 "kind": kind_of(one_set),
                 "primary": name == report["primary"],
                 "broad": len(systems) > MOST_SYSTEMS,
@@ -71,6 +71,12 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             }
         )
     return views, anchors
+
+
+def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reliability of base and tuned, or nothing where it was not measured."""
+    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
+            for figure in charts.reliability_figure(one_set)]
 
 
 def kind_of(one_set: dict[str, Any]) -> str:
@@ -107,7 +113,7 @@ def overview(report: dict[str, Any]) -> dict[str, Any] | None:
     for name in set_order(report):
         one_set = report["sets"][name]
         head = headline(report, one_set)
-        found = {"name": words(name), "anchor": charts.anchor(name), "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
+        found = {"name": words(name), "anchor": f"set-{name}", "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
                  "primary": name == report["primary"]}
         rows.append(found | (compared(one_set["metrics"][head], reach) if head else {"metric": None}))
     scales = {}
@@ -180,11 +186,6 @@ def figures(metrics: dict[str, Any], systems: list[str], scales: dict[str, chart
         drawn.append({"ticks": ticks, "rows": rows, "lanes": len(present)})
     return drawn
 
-
-def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reliability of base and tuned, or nothing where it was not measured."""
-    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
-            for figure in charts.reliability_figure(one_set)]
 
 
 def metric_row(metric: dict[str, Any], systems: list[str]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tunesmith.data.leaks import find_leaks, leaked_rows
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
-from tunesmith.errors import DataError
-from tunesmith.evals import noise, words
+from tunesmith.errors import DataError, UsageError
+from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
@@ -58,8 +58,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     """Measure a finished run and write its report. Returns the report.
 
     `suites` are suite files beside those of the run's recipe, relative to where we are. What the base says is the same for all
-    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next. `serving` measures
-    the server too, though the recipe does not ask for it.
+    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next.
+    `serving` measures the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -75,10 +75,11 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
 
     loaded, dataset, base, state = with_suites(run.recipe(), suites), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
+    tokenizer = tokenizer_for(base, loaded)
     asked = suites_of(dataset, loaded)
+    asked += shipped.suites(run, loaded, dataset, tokenizer, {suite.name for suite in asked})
     for suite in asked:
         measurable(suite)
-    tokenizer = tokenizer_for(base, loaded)
     documents = library(loaded, tokenizer) if recipe.eval.retrieval else None
     systems = systems_of(dataset, recipe, documents)
     fitted = {suite.name: [fit(tokenizer, suite, system, context_of(base, recipe, system))
@@ -100,10 +101,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
-            found = noise.noise_of(model, tokenizer, suite, recipe.eval.noise, batch_size=recipe.eval.batch_size,
-                                   seed=recipe.train.seed, say=say)
-            for name, floor in found.items():
-                sets[suite.name]["metrics"][name]["noise"] = floor
+            noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
+                                                       batch_size=recipe.eval.batch_size, say=say))
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -112,24 +111,25 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
                      "dtype": state["dtype"]},
         "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets,
         "effect": effect(model, tokenizer, asked[0].items), "training": _training_facts(run),
-    }
+    } | shipped.facts(model, tokenizer, sets)
     if documents:
         report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
         report["passages"] = {p.id: p.text for found in documents.found.values() for p, _ in found}
     if leaks:
         report["leaks"] = leaks
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
+    if recipe.eval.style:
+        from tunesmith.evals.style.ballot import count
+        from tunesmith.evals.style.measure import measure_style
+
+        report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
+        report["style"]["votes"] = count(report, run.path)
     if recipe.eval.serving or serving:
         del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
-    folder = run.path / REPORT
-    write_json(folder / "report.json", report)
-    from tunesmith.evals.html import render_report
-
-    write_text(folder / "report.html", render_report(report))
-    run.update(report_path=str(folder / "report.html"))
+    write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
     _track(run, recipe, report)
     say(report["verdict"])
@@ -152,6 +152,25 @@ def _track(run: Run, recipe: Recipe, report: dict) -> None:
     tracker.finish()
 
 
+def write_report(run: Run, report: dict) -> None:
+    """The report's document and its page."""
+    from tunesmith.evals.html import render_report
+
+    folder = run.path / REPORT
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", render_report(report))
+    run.update(report_path=str(folder / "report.html"))
+
+
+def report_of(run: Run) -> dict:
+    """The run's report. Raises UsageError when it has not been evaluated."""
+    report = read_report(run)
+    if report is None:
+        raise UsageError(f"run {run.path.name} has not been evaluated", where=str(run.path),
+                         fix=f"tunesmith eval {run.path.name}")
+    return report
+
+
 def read_report(run: Run) -> dict | None:
     path = run.path / REPORT / "report.json"
     return read_json(path) if path.is_file() else None
@@ -168,6 +187,7 @@ def summary(report: dict) -> dict:
             "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
             "baselines": [b["message"] for b in report["baselines"]],
             "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"style": report["style"]["verdict"]} if report.get("style") else {}) | (
                 {"serving": report["serving"]} if "serving" in report else {})
 
 
@@ -326,10 +346,10 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     """What a careful reader should look at, in the report's last word."""
     out = []
     for name, part in report["sets"].items():
-        out += [f"on {name}, {words}" for words in noise.words(part) if "within" in words]
+        out += [f"on {name}, {said}" for said in noise.words(part) if "within" in said]
         out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
-        if cut:
+        if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
                        f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
         for system, fewer in part.get("shorter", {}).items():
@@ -345,6 +365,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     if best and best["step"] != report["training"].get("adapter_step"):
         out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
                    f"({evals[-1]['loss']:.3f})")
+    out += report.get("style", {}).get("worry", [])
     for f in dataset.manifest["findings"]:
         if f["severity"] != "info":
             out.append(f"data: {f['message']}" + (f" ({', '.join(f['examples'][:2])})" if f["examples"] else ""))

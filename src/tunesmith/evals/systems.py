@@ -156,7 +156,7 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
 
     found = [Outcome() for _ in suite.items]
     if "answer" in needs:
-        prompts = [generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
+        prompts = [i.begun or generation_prompt(tokenizer, system.helped(i) if system.helped else i.messages, i.tools)
                    for i in suite.items]
         said = answers(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens=suite.max_new_tokens,
                        batch_size=batch_size, temperature=system.temperature, seed=system.seed)
@@ -167,9 +167,9 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
         for outcome, nats, tokens in zip(found, *losses, strict=True):
             outcome.nats, outcome.tokens = nats, tokens
     if "choices" in needs:
-        helps = [system.helped(item) if system.helped else None for item in suite.items]
-        families = [family(*(_rendered(tokenizer, item, c, shown) for c in item.choices))
-                    for item, shown in zip(suite.items, helps, strict=True)]
+        messages = [system.helped(item) if system.helped else None for item in suite.items]
+        families = [family(*(_rendered(tokenizer, item, c, m) for c in item.choices))
+                    for item, m in zip(suite.items, messages, strict=True)]
         for outcome, nats in zip(found, choice_losses(model, families), strict=True):
             outcome.choices = tuple(-one for one in nats)
     return found

@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from tunesmith.recipe.section import Section
 
 MetricName = Literal["exact_match", "accuracy", "contains", "json_f1", "token_f1", "rouge_l", "bleu", "chrf", "similarity",
-                     "json_valid", "json_schema", "regex", "choice", "choice_norm", "judge", "loss",
-                     "perplexity", "ece", "brier"]
+                     "json_valid", "json_schema", "regex", "choice", "choice_norm", "judge", "loss", "perplexity", "ece",
+                     "brier"]
 """What each says, its formula and its traps: docs/metrics.md."""
 
 
@@ -93,6 +93,45 @@ class Judge(Section):
         return url
 
 
+class Regression(Section):
+    """What the fine-tune must not lose. docs/safety.md says what is in it."""
+
+    suite: Literal["general"] | None = "general"
+    """Multiple choice that ships with the package: knowledge, common sense, language, arithmetic, code. null: none."""
+    items: Annotated[int, Field(ge=8)] = 272
+    """Items that are asked, the same share of each tag, drawn with the seed when there are more."""
+    goldens: bool = True
+    """Ask also what earlier releases of this name answered, as far as there are any."""
+
+
+class Safety(Section):
+    """Whether the fine-tune weakened refusals, obedience or privacy. docs/safety.md says what is in it."""
+
+    items: Annotated[int, Field(ge=6)] = 72
+    """Items of each of its parts, the same share of each tag, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=8)] = 48
+    """Of an answer. A refusal says so in its first sentence."""
+    canaries: str | None = None
+    """A file that `python -m tunesmith.evals.safety.canaries` wrote beside planted training rows; for experiments."""
+
+
+class StyleEval(Section):
+    """Base and tuned write to held-out requests, and what they write is compared with the author. See docs/style.md."""
+
+    samples: Annotated[int, Field(ge=4)] = 40
+    """Held-out passages whose requests are written to, of the primary test set, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
+    """0: greedy, which makes a small model repeat itself. The same for base and tuned, with the recipe's seed."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Sampling is from the smallest set of tokens that has this probability."""
+    other: str | list[str] | None = None
+    """Text of another author (.txt or .md, relative to the recipe): shows what a large distance is. Never trained on."""
+    copied_words: Annotated[int, Field(ge=2)] = 13
+    """The report warns when a tuned text repeats so many words in a row of the training text. 13 is what the audit takes for a
+    leak (`data.leaks`)."""
+
+
 class Eval(Section):
     metrics: list[MetricName] = ["exact_match", "loss"]
     """Of the dataset's test sets; a suite file names its own."""
@@ -110,6 +149,10 @@ class Eval(Section):
     """Rows evaluated of each test set, drawn with the seed when there are more."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
+    regression: Regression | None = None
+    """Measured before and after when it is given; `{}` takes its defaults."""
+    safety: Safety | None = None
+    """Measured before and after when it is given; `{}` takes its defaults."""
     noise: Noise | None = None
     """How much sampling moves the base's own score: `{}` measures it. A gain within it does not pass the target gate."""
     serving: Serving | None = None
@@ -120,6 +163,8 @@ class Eval(Section):
     """For the metric `similarity`: a directory, pypi:PACKAGE or a hub's name of an encoder whose token vectors are averaged."""
     judge: Judge | None = None
     """For the metric `judge`."""
+    style: StyleEval | None = None
+    """Compare the voice of base and tuned with the author's: `style: {}` turns it on."""
 
     @field_validator("baselines")
     @classmethod

@@ -17,7 +17,7 @@ import numpy as np
 
 from tunesmith.evals import calibration
 from tunesmith.evals.items import Item, Outcome
-from tunesmith.evals.metrics import checks, choices, corpus, judge, similarity
+from tunesmith.evals.metrics import checks, choices, corpus, judge, safety, similarity
 from tunesmith.evals.metrics.answers import accuracy, contains, exact_match, json_f1, rouge_l, token_f1
 from tunesmith.recipe.evaluation import Eval
 
@@ -118,4 +118,13 @@ METRICS: dict[str, Metric] = {
                   value=calibration.ece, check=calibration.needs_one_correct),
     "brier": Metric(label="Brier score", unit="ratio", higher_is_better=False, needs="choices", parts=calibration.brier,
                     check=calibration.needs_one_correct),
+    "refusal": Metric(label="refuses", unit="share", parts=safety.refusal),
+    "over_refusal": Metric(label="refuses what is harmless", unit="share", higher_is_better=False, parts=safety.refusal),
+    "obedience": Metric(label="obeys the system prompt", unit="share", parts=safety.obedience, check=safety.has_rules),
+    "extraction": Metric(label="training rows word for word, beyond held-out ones", unit="share", higher_is_better=False,
+                         parts=safety.extraction, value=safety.excess, check=safety.begun),
+    "verbatim": Metric(label="longest run of training rows, beyond held-out ones", unit="share", higher_is_better=False,
+                       parts=safety.verbatim, value=safety.excess, check=safety.begun),
+    "exposure": Metric(label="exposure of planted secrets, bits", unit="score", higher_is_better=False, needs="choices",
+                       parts=safety.exposure, check=safety.one_planted),
 }
