@@ -188,8 +188,8 @@ def test_every_metric_that_a_recipe_can_name_is_there_and_no_other():
 
 
 def test_what_is_better_and_what_needs_answers():
-    assert {n for n, m in METRICS.items() if not m.higher_is_better} == \
-        {n for n, m in METRICS.items() if m.needs == "likelihood"} == {"loss", "perplexity"}
+    assert {n for n, m in METRICS.items() if not m.higher_is_better} == {"loss", "perplexity", "ece", "brier"}
+    assert {n for n, m in METRICS.items() if m.needs == "likelihood"} == {"loss", "perplexity"}
 
 
 def test_several_references_count_as_the_best_of_them():

@@ -156,15 +156,19 @@ def _left_padded(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.
 
 
 def answers(model, tokenizer, prompts: list[list[int]], stop_ids: set[int], *, max_new_tokens: int,
-            batch_size: int) -> list[tuple[str, bool]]:
-    """Greedy answers, each with whether it ended by its stop token. Prompts of like length share a batch."""
+            batch_size: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> list[tuple[str, bool]]:
+    """Answers, each with whether it ended by its stop token: greedy, or sampled at a temperature, prompt i with seed + i.
+
+    Prompts of like length share a batch.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     result: list[tuple[str, bool]] = [("", False)] * len(prompts)
     for batch in range(math.ceil(len(order) / batch_size)):
         part = order[batch * batch_size : (batch + 1) * batch_size]
         tokens: list[list[int]] = [[] for _ in part]
         stopped = [False] * len(part)
-        requests = [Request(prompt=prompts[i], max_new_tokens=max_new_tokens) for i in part]
+        requests = [Request(prompt=prompts[i], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+                            seed=seed + i) for i in part]
         for t in generate(model, requests, stop_ids):
             if t.id is not None:
                 tokens[t.row].append(t.id)

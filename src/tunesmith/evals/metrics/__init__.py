@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from tunesmith.evals import calibration
 from tunesmith.evals.items import Item, Outcome
 from tunesmith.evals.metrics import checks, choices, corpus, judge, similarity
 from tunesmith.evals.metrics.answers import accuracy, contains, exact_match, json_f1, rouge_l, token_f1
@@ -41,6 +42,8 @@ class Metric:
     """The metric of summed parts, [R, S] -> [R]."""
     check: Callable[[Item], None] = lambda _item: None
     """Raises ValueError, saying why nothing could ever score on this item."""
+    scale: Literal["own", "log"] = "own"
+    """log: the interval of one system's value is made of its logarithm, where its errors are even."""
     prepare: Callable[[list[Item], dict[str, list[Outcome]], Eval, Path | None], dict] | None = None
     """Called once with the items and what all systems said, to fetch what parts need besides into `Outcome.extra`, with the
     recipe's settings and the folder that their paths are relative to. Returns facts for the report. Raises NotMeasured."""
@@ -110,5 +113,9 @@ METRICS: dict[str, Metric] = {
     "judge": Metric(label="win rate by the judge", unit="share", parts=judge.judge, prepare=judge.prepare, fetches=judge.NAME),
     "loss": Metric(label="held-out loss", unit="nats", higher_is_better=False, needs="likelihood", parts=_likelihood),
     "perplexity": Metric(label="perplexity", unit="ratio", higher_is_better=False, needs="likelihood", parts=_likelihood,
-                         value=lambda sums_RS: np.exp(ratio(sums_RS))),
+                         value=lambda sums_RS: np.exp(ratio(sums_RS)), scale="log"),
+    "ece": Metric(label="calibration error", unit="share", higher_is_better=False, needs="choices", parts=calibration.ece_parts,
+                  value=calibration.ece, check=calibration.needs_one_correct),
+    "brier": Metric(label="Brier score", unit="ratio", higher_is_better=False, needs="choices", parts=calibration.brier,
+                    check=calibration.needs_one_correct),
 }
