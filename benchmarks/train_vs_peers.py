@@ -78,12 +78,12 @@ def ours(rows: list[dict], steps: int, tokens_a_step: int | None, out: Path) -> 
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import forward_backward, sample
-    from tunesmith.recipe.methods import Method
+    from tunesmith.recipe.methods import Lora
 
     keep_pages()
     torch.manual_seed(0)
     choice, base = choose(), resolve(BASE)
-    model = lora.attach(model_of(base, choice.dtype, choice.device), Method(rank=RANK, alpha=ALPHA), base.ref)
+    model = lora.attach(model_of(base, choice.dtype, choice.device), Lora(rank=RANK, alpha=ALPHA), base.ref)
     fast.accelerate(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
@@ -112,7 +112,7 @@ def ours(rows: list[dict], steps: int, tokens_a_step: int | None, out: Path) -> 
 def trl(python: str, job: dict, folder: Path) -> dict:
     path = folder / "job.json"
     path.write_text(json.dumps(job))
-    return result_of([python, "-P", str(Path(__file__).with_name("peer_trl.py")), str(path)])
+    return result_of([python, str(Path(__file__).with_name("peer_trl.py")), str(path)])
 
 
 def llamafactory(python: str, rows: list[dict], steps: int, model: Path, out: Path, dtype: str) -> dict:

@@ -1,7 +1,8 @@
-"""Make the style example: five chapters of Jane Austen's "Persuasion" (1818), four to train on and one to test.
+"""Make the style example: five chapters of Jane Austen's "Persuasion" (1818), four to train on and one to test, and four
+of Herman Melville's "Moby-Dick" (1851), which show how far another author is.
 
-    apt-get download r-cran-janeaustenr          (Debian; any machine can unpack it, R is not needed)
-    python make_data.py r-cran-janeaustenr_1.0.0-1_all.deb
+    apt-get download r-cran-janeaustenr r-cran-tokenizers        (Debian; any machine can unpack them, R is not needed)
+    python make_data.py r-cran-janeaustenr_1.0.0-1_all.deb r-cran-tokenizers_0.3.0-1_amd64.deb
 
 How the novel is wrapped, outside in:
 
@@ -11,7 +12,8 @@ How the novel is wrapped, outside in:
     R object          31 bytes of header (format, encoding, vector of strings, count), then the lines of the novel,
                       each as 4 bytes flags, 4 bytes length, text
 
-Other releases of Debian may build the package anew, so it is the novel's own SHA-256 that is checked, not the .deb's.
+The other package holds its novel as one text, with the header and licence of the edition around it, which are left out.
+Other releases of Debian may build a package anew, so it is the novels' own SHA-256 that is checked, not the .deb's.
 """
 
 import hashlib
@@ -26,12 +28,18 @@ from pathlib import Path
 RDATA = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 COPYRIGHT = "./usr/share/doc/r-cran-janeaustenr/copyright"
 NOVEL_SHA256 = "726513a6c18bb678427bcbcf7c72d0d20816a67c25b0471b26ddcabf3ebac140"
+MELVILLE_RDATA = "./usr/lib/R/site-library/tokenizers/data/Rdata.rdb"
+MELVILLE_CHAPTERS = 4
+MELVILLE_SHA256 = "c0d46512559d2d8cf20dc679c0413d00fff2bb8435df16029ca2e4f1b426ef06"
 OPENING = "Sir Walter Elliot, of Kellynch Hall, in Somersetshire, was a man who,"
 DATA = Path(__file__).parent / "data"
 CHAPTERS = {1: "train", 2: "train", 3: "train", 4: "train", 5: "test"}
 LICENSE = """\
 "Persuasion" by Jane Austen (1775-1817), first published in December 1817 (dated 1818), is in the public domain.
 Taken from the Debian package r-cran-janeaustenr, whose copyright file says of the package: {package}
+"Moby-Dick" by Herman Melville (1819-1891), first published in 1851, is in the public domain (other/moby_dick.txt).
+Taken from the Debian package r-cran-tokenizers, whose copyright file says of the package: Copyright: 2016-2018 Lincoln
+Mullen, Os Keyes, Dmitriy Selivanov, Jeffrey Arnold, Kenneth Benoit. License: MIT.
 """
 
 
@@ -68,12 +76,23 @@ def chapters(lines):
     return {number: part.rstrip() + "\n" for number, part in enumerate(parts) if number}
 
 
+def unpacked(package, *names):
+    """Files of a .deb, by their names in it."""
+    with tarfile.open(fileobj=io.BytesIO(ar_member(Path(package).read_bytes(), "data.tar.xz"))) as files:
+        return [files.extractfile(name).read() for name in names]
+
+
+def moby_dick(rdata):
+    """The first chapters, from "CHAPTER 1. Loomings." on; before them stand the edition's own words."""
+    text = zlib.decompress(rdata[4:]).decode(errors="ignore").replace("\r\n", "\n")
+    parts = re.split(r"(?m)^(?=CHAPTER \d+\.)", text)[1 : MELVILLE_CHAPTERS + 1]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    package = ar_member(Path(sys.argv[1]).read_bytes(), "data.tar.xz")
-    with tarfile.open(fileobj=io.BytesIO(package)) as files:
-        rdata, copyright_file = (files.extractfile(name).read() for name in (RDATA, COPYRIGHT))
+    rdata, copyright_file = unpacked(sys.argv[1], RDATA, COPYRIGHT)
     novel = next(lines for lines in novels(rdata) if OPENING in lines[:20])
     assert novel[0] == "Persuasion", f"expected Persuasion, found {novel[0]}"
     digest = hashlib.sha256("\n".join(novel).encode()).hexdigest()
@@ -87,6 +106,13 @@ def main():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(texts[number].encode())
         print(f"{side + '/' + path.name:<21} {len(texts[number].split()):>6,} words {len(texts[number]):>7,} chars")
+    other = moby_dick(*unpacked(sys.argv[2], MELVILLE_RDATA))
+    digest = hashlib.sha256(other.encode()).hexdigest()
+    if digest != MELVILLE_SHA256:
+        sys.exit(f"{sys.argv[2]}: another text of these chapters (SHA-256 {digest}, should be {MELVILLE_SHA256})")
+    (DATA / "other").mkdir(exist_ok=True)
+    (DATA / "other/moby_dick.txt").write_bytes(other.encode())
+    print(f"{'other/moby_dick.txt':<21} {len(other.split()):>6,} words {len(other):>7,} chars")
     holder, licence = re.search(rb"Files: \*\nCopyright: (.*)\nLicense: (.*)", copyright_file).groups()
     statement = f"Copyright: {holder.decode()}. License: {licence.decode()}."
     (DATA / "LICENSE.txt").write_bytes(LICENSE.format(package=statement).encode())

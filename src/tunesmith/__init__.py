@@ -18,6 +18,7 @@ from tunesmith.verbs import (
     check,
     compare,
     convert_data,
+    count_votes,
     diff_data,
     evaluate,
     import_recipe,
@@ -36,12 +37,13 @@ from tunesmith.verbs import (
     verify_quantised,
     verify_release,
     verify_resume,
+    vote,
     watch,
 )
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "compare", "convert_data", "diff_data", "evaluate", "import_recipe", "init", "prepare", "promote",
-    "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing", "verify_quantised",
-    "verify_release", "verify_resume", "watch",
+    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "prepare",
+    "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
+    "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
 ]

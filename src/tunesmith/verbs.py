@@ -102,8 +102,8 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
 
 def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say: Say = _silent) -> dict:
     """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
-    release's run. `suites` are suite files beside those of its recipe. With `serving`, also `serving{memory_bytes, base[],
-    tuned[]}`: the server's speed with this adapter.
+    release's run. `suites` are suite files beside those of its recipe; with `serving`, also
+    `serving{memory_bytes, base[], tuned[]}`: the server's speed with this adapter.
 
     Raises:
         RecipeError: a suite file that is wrong; all mistakes are listed.
@@ -115,6 +115,36 @@ def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say
     found = _run_of(run)
     report = evaluate_run(found, say, suites=suites, serving=serving)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
+
+
+def vote(run: str, *, against: str = "base", pairs: int = 20, seed: int | None = None) -> dict:
+    """A blind page of base and tuned texts: `{ballot, page, key, pairs, left_out}`. `against` is `base` or `author`.
+
+    Raises:
+        UsageError: the run was not evaluated with `eval.style`.
+    """
+    from tunesmith.evals.run import report_of
+    from tunesmith.evals.style.ballot import make
+
+    found = _run_of(run)
+    return make(report_of(found), found.path, {"base": "zero_shot"}.get(against, against), pairs, seed)
+
+
+def count_votes(run: str, votes: list[str | Path]) -> dict:
+    """Votes that such a page saved, counted and written into the report: `{run_id, report_path, votes{against: {pairs, votes,
+    wins, losses, ties, share, ci95, p_value, readers}}}`.
+
+    Raises:
+        DataError: a file that is no such votes. NotFoundError: votes on a page that was not made from this run.
+    """
+    from tunesmith.evals.run import report_of, write_report
+    from tunesmith.evals.style.ballot import read
+
+    found = _run_of(run)
+    report = report_of(found)
+    report["style"]["votes"] = read([Path(v) for v in votes], report, found.path)
+    write_report(found, report)
+    return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], "votes": report["style"]["votes"]}
 
 
 def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say = _silent) -> dict:

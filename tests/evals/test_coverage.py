@@ -132,7 +132,7 @@ def percentile(random, n):
 def test_the_percentile_bootstrap_does_not(monkeypatch):
     """The control: what is commonly used is too narrow for 20 items, and this simulation notices."""
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    assert coverage(percentile, 20, SOME, seed=20) < LEAST - ERROR
+    assert coverage(percentile, 20, 3 * SOME, seed=20) < LEAST
 
 
 def test_wilsons_interval_covers_by_an_exact_sum():

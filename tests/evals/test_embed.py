@@ -22,7 +22,7 @@ def encoder(tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("encoder")
+    folder = tmp_path_factory.mktemp("models") / "encoder"
     pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pieces.train_from_iterator(TEXTS * 3, trainers.WordPieceTrainer(
@@ -111,10 +111,33 @@ def test_a_wheel_may_hold_its_model_in_a_zip_file(encoder, tmp_path, monkeypatch
 
 
 @pytest.mark.real
-def test_the_default_embedder_puts_the_same_meaning_closer_than_the_same_words(monkeypatch):
+def test_the_default_embedder_gives_the_numbers_of_sentence_transformers(monkeypatch):
+    """The example of its documentation: https://sbert.net/docs/quickstart.html"""
     monkeypatch.delenv("TUNESMITH_CACHE", raising=False)
-    question, same, other = load(DEFAULT)(["The parcel never arrived.", "My package was not delivered.",
-                                           "The parcel arrived early."])
-    assert question @ same > 0.5 and load(DEFAULT).window == 256
-    assert question @ same > question @ load(DEFAULT)(["Bread needs flour, water and salt."])[0] + 0.4
-    assert other.shape == (384,)
+    embed = load(DEFAULT)
+    vectors = embed(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."])
+    assert vectors.shape == (3, 384) and embed.window == 256
+    assert (vectors @ vectors.T)[[0, 0, 1], [1, 2, 2]].tolist() == pytest.approx([0.6660, 0.1046, 0.1411], abs=1e-4)
+
+
+# ---- the metric ------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_is_the_cosine_to_the_nearest_reference(encoder):
+    from tunesmith.evals.compare import compare_suite
+    from tunesmith.evals.items import Item, Outcome, Suite
+    from tunesmith.recipe.evaluation import Eval
+
+    references = [("Oak",), ("37 Oak Street", "Main Main"), ("é🙂",)]
+    items = [Item(f"f:{i}", [], r) for i, r in enumerate(references)]
+    answers = {"zero_shot": ["Cedar Rapids", "Main Main", ""], "few_shot": ["Oak", "1 2", "Oak"], "tuned": ["Oak", "Oak", "é"]}
+    part = compare_suite(Suite("s", "suite", items, ("similarity",), "", 8),
+                         {s: [Outcome(t) for t in texts] for s, texts in answers.items()}, Eval(embedder="encoder"),
+                         encoder.parent)
+    found = part["metrics"]["similarity"]
+    for system, texts in answers.items():
+        expected = [max(float(by_hand(encoder, [text]) @ by_hand(encoder, [r])) for r in item.references) if text else 0.0
+                    for text, item in zip(texts, items, strict=True)]
+        assert [i["scores"]["similarity"][system] for i in part["items"]] == pytest.approx(expected, abs=1e-5)
+        assert found["systems"][system]["value"] == pytest.approx(sum(expected) / 3, abs=1e-5)
+    assert found["facts"]["embedder"] == "encoder" and found["facts"]["digest"].startswith("sha256:")

@@ -25,12 +25,12 @@ def test_two_evaluations_of_one_model_differ_by_less_than_the_floor_95_times_of_
     chances = random.beta(0.6, 0.6, 150)
     suite = Suite("s", "test", [Item(f"f:{i}", [], ("yes",)) for i in range(150)], ("exact_match",), "f", 8)
     within = []
-    for _ in range(200):
+    for _ in range(120):
         found = floor("exact_match", suite, sampled(random, chances, seeds))
         assert found["ci95"][0] < found["floor"] < found["ci95"][1] and len(found["values"]) == seeds
         one, other = (np.mean([o.text == "yes" for o in s]) for s in sampled(random, chances, 2))
         within.append(abs(one - other) < found["floor"])
-    assert 0.92 <= np.mean(within) <= 0.98
+    assert 0.9 <= np.mean(within) <= 0.99
 
 
 def test_a_model_that_always_says_the_same_has_no_noise():

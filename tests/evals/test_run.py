@@ -246,7 +246,7 @@ def test_the_likelihood_of_choices_is_that_of_each_as_the_answer(lively_base):
         before, whole = (tokenizer(t, return_tensors="pt", add_special_tokens=False)["input_ids"]
                          for t in (question, question + choice + "<|im_end|>"))
         logp = model(whole).logits[0].log_softmax(-1)
-        theirs = sum(float(logp[i - 1, whole[0, i]]) for i in range(before.shape[1], whole.shape[1]))
+        theirs = sum(float(logp[i - 1, whole[0, i]].detach()) for i in range(before.shape[1], whole.shape[1]))
         assert likelihood == pytest.approx(theirs, abs=1e-3)
 
 

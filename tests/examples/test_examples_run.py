@@ -16,6 +16,7 @@ def test_style_runs_from_raw_chapters_to_a_judged_run(cli, tmp_path):
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     settings["train"] |= {"max_steps": 3, "tokens_per_step": 1024}
     settings["eval"]["samples"] = 4
+    settings["eval"]["style"] |= {"samples": 8, "max_new_tokens": 32}
     settings["track"] = {"mlflow": None}
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
 

@@ -200,11 +200,6 @@ def span(interval: list[float] | None, unit: str) -> str:
     return "" if interval is None else " to ".join(shown(end, unit, bare=True) for end in interval)
 
 
-def anchor(set_name: str) -> str:
-    """The id of a set in the page, for links from outside: `set-test`."""
-    return "set-" + "".join(c if c.isalnum() else "-" for c in set_name)
-
-
 def reliability_figure(one_set: dict[str, Any]) -> list[dict[str, Any]]:
     """For base and tuned: how sure (x) against how often right (y), a dot for each bin with its interval, and the diagonal that
     a calibrated model follows. Empty for a set without the metric `ece`."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, NotMeasured
 from tunesmith.evals import power, statistics
 from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.evals.metrics import METRICS, Metric
 from tunesmith.evals.statistics import Paired, paired
+from tunesmith.recipe.evaluation import Eval
 
 BASE, TUNED = "zero_shot", "tuned"
+BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None),
+          "cosine": (-1.0, 1.0)}
+"""The least and the most that a metric of this unit can be."""
 PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
 """Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
-BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None)}
-"""The least and the most that a metric of this unit can be."""
 
 
 def measurable(suite: Suite) -> None:
@@ -34,20 +37,32 @@ def measurable(suite: Suite) -> None:
                                 ) from error
 
 
-def compare_suite(suite: Suite, said: dict[str, list[Outcome]]) -> dict:
-    """One suite of the report: `kind`, `source`, `n`, `metrics`, `power`, `items`; `tags` too if items have any.
+def compare_suite(suite: Suite, said: dict[str, list[Outcome]], settings: Eval | None = None,
+                  folder: Path | None = None) -> dict:
+    """One suite of the report: `kind`, `source`, `n`, `metrics`, `power`, `items`; `tags` and `not_measured` too if there are
+    any.
 
-    `said[system]` has an outcome for each item. A metric has a value for each system that was measured with what it needs.
+    `said[system]` has an outcome for each item. A metric has a value for each system that was measured with what it needs,
+    and one that could not be measured at all is in `not_measured` with the reason. `settings` say what a metric's `prepare`
+    asks, and paths in them are relative to `folder`.
     """
+    parts, facts, missing = {}, {}, {}
     for name in suite.metrics:
-        if METRICS[name].prepare:
-            for outcomes in said.values():
-                METRICS[name].prepare(list(zip(suite.items, outcomes, strict=True)))
-    parts = {name: parts_of(METRICS[name], suite.items, said) for name in suite.metrics}
+        metric = METRICS[name]
+        try:
+            if metric.prepare:
+                facts[name] = metric.prepare(suite.items, said, settings or Eval(), folder)
+            parts[name] = parts_of(metric, suite.items, said)
+        except NotMeasured as error:
+            reason = error.what + (f" ({error.why})" if error.why else "")
+            missing[name] = {"label": metric.label, "reason": reason, "fix": error.fix, "facts": error.facts}
     tags = sorted({tag for item in suite.items for tag in item.tags})
     found = {"kind": suite.kind, "source": suite.source, "n": len(suite.items),
-             "metrics": {name: measured(name, p) for name, p in parts.items()}}
+             "metrics": {name: measured(name, p) | ({"facts": facts[name]} if facts.get(name) else {})
+                         for name, p in parts.items()}}
     found["power"] = what_shows(found)
+    if missing:
+        found["not_measured"] = missing
     if tags:
         found["tags"] = {tag: _of_tag(tag, suite.items, parts) for tag in tags}
     return found | {"items": [_item(i, item, said, parts) for i, item in enumerate(suite.items)]}
@@ -115,8 +130,8 @@ def _of_tag(tag: str, items: Sequence[Item], parts: dict[str, dict[str, np.ndarr
 
 
 def _has(outcome: Outcome, metric: Metric) -> bool:
-    return {"answer": outcome.text is not None, "likelihood": outcome.nats is not None,
-            "choices": bool(outcome.choices)}[metric.needs]
+    asked = {"answer": outcome.text is not None, "likelihood": outcome.nats is not None, "choices": bool(outcome.choices)}
+    return asked[metric.needs] and (metric.fetches is None or metric.fetches in outcome.extra)
 
 
 def _item(i: int, item: Item, said: dict[str, list[Outcome]], parts: dict[str, dict[str, np.ndarray]]) -> dict:

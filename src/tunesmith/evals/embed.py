@@ -54,10 +54,7 @@ class Embedder:
 
     def _windows(self, text: str) -> list[list[int]]:
         """Ids of a text in windows, each with the special tokens that the model expects around a text."""
-        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        room = self.window - self._tokenizer.num_special_tokens_to_add()
-        parts = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
-        return [self._tokenizer.build_inputs_with_special_tokens(p) for p in parts]
+        return self._tokenizer([text], truncation=True, max_length=self.window, return_overflowing_tokens=True)["input_ids"]
 
 
 def load(ref: str = DEFAULT, folder: Path | None = None) -> Embedder:

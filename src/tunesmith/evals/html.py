@@ -25,6 +25,7 @@ from tunesmith.evals.report_items import linked
 from tunesmith.evals.report_sets import CHANGES, calibration_view, overview, set_order, set_views, systems_of
 from tunesmith.evals.report_words import WORDS, duration, label, size, words, written_date
 from tunesmith.evals.serving_page import serving_view
+from tunesmith.evals.style.view import style_view
 
 FACT_GROUPS = ("base", "adapter", "dataset", "settings")
 CALLS = {"better": ("good", "✓"), "worse": ("bad", "✗"), "not_shown": ("unclear", "≈")}
@@ -57,6 +58,7 @@ def render_report(report: dict[str, Any]) -> str:
         calibration=[(words(name), figures) for name in set_order(report)
                      if (figures := calibration_view(report["sets"][name]))],
         serving=serving_view(report["serving"]) if "serving" in report else None,
+        style=style_view(report),
     )
 
 

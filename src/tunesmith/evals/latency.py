@@ -226,7 +226,7 @@ def server(arguments: Sequence[str], seconds: float) -> Iterator[Server]:
     try:
         ready.wait(timeout=seconds)
         if not running.port:
-            ended = process.poll() is not None
+            ended = ready.is_set()  # there is nothing more to listen to
             raise TunesmithError("the server did not start" if ended else f"the server was not ready after {seconds:g} seconds",
                                  why="; ".join(list(running.lines)[-3:]) or "it said nothing",
                                  fix="try `tunesmith serve " + " ".join(arguments) + "` by hand")

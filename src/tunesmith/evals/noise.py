@@ -44,6 +44,13 @@ def noise_of(model, tokenizer, suite: Suite, settings: Noise, *, batch_size: int
             for name in suite.metrics if METRICS[name].prepare is None}
 
 
+def add(part: dict, found: dict[str, dict]) -> None:
+    """Put it into the report's set: `noise` of each metric, and a sentence each into the set's `note`."""
+    for name, noise in found.items():
+        part["metrics"][name]["noise"] = noise
+    part["note"] = ". ".join(words(part))
+
+
 def words(part: dict) -> list[str]:
     """What the noise of a set's metrics means for their changes, a sentence each; none where it was not measured."""
     said = []

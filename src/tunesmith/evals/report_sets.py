@@ -73,6 +73,12 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
     return views, anchors
 
 
+def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reliability of base and tuned, or nothing where it was not measured."""
+    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
+            for figure in charts.reliability_figure(one_set)]
+
+
 def kind_of(one_set: dict[str, Any]) -> str:
     kind = one_set.get("kind", "test")
     return KINDS.get(kind, words(kind))
@@ -180,11 +186,6 @@ def figures(metrics: dict[str, Any], systems: list[str], scales: dict[str, chart
         drawn.append({"ticks": ticks, "rows": rows, "lanes": len(present)})
     return drawn
 
-
-def calibration_view(one_set: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reliability of base and tuned, or nothing where it was not measured."""
-    return [figure | {"label": label(figure["system"]), "items": sum(dot["n"] for dot in figure["dots"])}
-            for figure in charts.reliability_figure(one_set)]
 
 
 def metric_row(metric: dict[str, Any], systems: list[str]) -> dict[str, Any]:

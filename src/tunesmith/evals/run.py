@@ -16,7 +16,7 @@ from tunesmith.data.leaks import find_leaks, leaked_rows
 from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
@@ -58,8 +58,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     """Measure a finished run and write its report. Returns the report.
 
     `suites` are suite files beside those of the run's recipe, relative to where we are. What the base says is the same for all
-    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next. `serving` measures
-    the server too, though the recipe does not ask for it.
+    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next.
+    `serving` measures the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -98,13 +98,11 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
                    known=known, say=say)
         if path and not known:
             write_json(path, remembered(said))
-        sets[suite.name] = compare_suite(suite, said) | _prompts(fitted[suite.name])
+        sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
-            found = noise.noise_of(model, tokenizer, suite, recipe.eval.noise, batch_size=recipe.eval.batch_size,
-                                   seed=recipe.train.seed, say=say)
-            for name, floor in found.items():
-                sets[suite.name]["metrics"][name]["noise"] = floor
+            noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
+                                                       batch_size=recipe.eval.batch_size, say=say))
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
@@ -120,17 +118,18 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     if leaks:
         report["leaks"] = leaks
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
+    if recipe.eval.style:
+        from tunesmith.evals.style.ballot import count
+        from tunesmith.evals.style.measure import measure_style
+
+        report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
+        report["style"]["votes"] = count(report, run.path)
     if recipe.eval.serving or serving:
         del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
-    folder = run.path / REPORT
-    write_json(folder / "report.json", report)
-    from tunesmith.evals.html import render_report
-
-    write_text(folder / "report.html", render_report(report))
-    run.update(report_path=str(folder / "report.html"))
+    write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
     _track(run, recipe, report)
     say(report["verdict"])
@@ -153,6 +152,25 @@ def _track(run: Run, recipe: Recipe, report: dict) -> None:
     tracker.finish()
 
 
+def write_report(run: Run, report: dict) -> None:
+    """The report's document and its page."""
+    from tunesmith.evals.html import render_report
+
+    folder = run.path / REPORT
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", render_report(report))
+    run.update(report_path=str(folder / "report.html"))
+
+
+def report_of(run: Run) -> dict:
+    """The run's report. Raises UsageError when it has not been evaluated."""
+    report = read_report(run)
+    if report is None:
+        raise UsageError(f"run {run.path.name} has not been evaluated", where=str(run.path),
+                         fix=f"tunesmith eval {run.path.name}")
+    return report
+
+
 def read_report(run: Run) -> dict | None:
     path = run.path / REPORT / "report.json"
     return read_json(path) if path.is_file() else None
@@ -169,6 +187,7 @@ def summary(report: dict) -> dict:
             "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
             "baselines": [b["message"] for b in report["baselines"]],
             "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"style": report["style"]["verdict"]} if report.get("style") else {}) | (
                 {"serving": report["serving"]} if "serving" in report else {})
 
 
@@ -212,7 +231,8 @@ def suites_of(dataset: Dataset, loaded: Loaded) -> list[Suite]:
         numbers, tokens = sampled(dataset, name, recipe.eval.samples, recipe.train.seed), dataset.tokens(name)
         rows = zip(picked(dataset, name, numbers), (tokens[i] for i in numbers), strict=True)
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        suites.append(Suite(name, "test", of_rows(rows), tuple(recipe.eval.metrics), source, recipe.eval.max_new_tokens))
+        suites.append(Suite(name, "test", of_rows(rows, recipe.eval.check), tuple(recipe.eval.metrics), source,
+                            recipe.eval.max_new_tokens))
     return [*suites, *suites_of_files(loaded, dataset.tests)]
 
 
@@ -307,6 +327,8 @@ def _training_facts(run: Run) -> dict:
 def verdict(report: dict, recipe: Recipe) -> str:
     """One sentence about the metric that the target gate reads."""
     name, metric = recipe.gates.target.metric, METRICS[recipe.gates.target.metric]
+    if missing := report["sets"][report["primary"]].get("not_measured", {}).get(name):
+        return f"{metric.label} was not measured: {missing['reason']}."
     m = report["sets"][report["primary"]]["metrics"][name]
     low, high = m["ci95"] if metric.higher_is_better else (-m["ci95"][1], -m["ci95"][0])
     gain = m["delta"] if metric.higher_is_better else -m["delta"]
@@ -324,7 +346,8 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     """What a careful reader should look at, in the report's last word."""
     out = []
     for name, part in report["sets"].items():
-        out += [f"on {name}, {words}" for words in noise.words(part) if "within" in words]
+        out += [f"on {name}, {said}" for said in noise.words(part) if "within" in said]
+        out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
@@ -342,6 +365,7 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     if best and best["step"] != report["training"].get("adapter_step"):
         out.append(f"held-out loss was lower at step {best['step']} ({best['loss']:.3f}) than at the end "
                    f"({evals[-1]['loss']:.3f})")
+    out += report.get("style", {}).get("worry", [])
     for f in dataset.manifest["findings"]:
         if f["severity"] != "info":
             out.append(f"data: {f['message']}" + (f" ({', '.join(f['examples'][:2])})" if f["examples"] else ""))

@@ -148,7 +148,8 @@ def remembered(said: dict[str, list[Outcome]]) -> dict[str, list[dict]]:
 
 
 def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, needs: set[Need]) -> list[Outcome]:
-    from tunesmith.evals.likelihood import row_losses
+    from tunesmith.evals.likelihood import choice_losses, row_losses
+    from tunesmith.objectives.families import family
     from tunesmith.objectives.sft import sample
     from tunesmith.serving.generate import answers
     from tunesmith.template.render import generation_prompt, stop_ids
@@ -166,11 +167,11 @@ def _outcomes(model, tokenizer, suite: Suite, system: System, batch_size: int, n
         for outcome, nats, tokens in zip(found, *losses, strict=True):
             outcome.nats, outcome.tokens = nats, tokens
     if "choices" in needs:
-        asked = [(at, sample(*_rendered(tokenizer, item, c, system.helped(item) if system.helped else None)))
-                 for at, item in enumerate(suite.items) for c in item.choices]
-        nats, _ = row_losses(model, [s for _, s in asked])
-        for (at, _), one in zip(asked, nats, strict=True):
-            found[at].choices = (*found[at].choices, -one)
+        messages = [system.helped(item) if system.helped else None for item in suite.items]
+        families = [family(*(_rendered(tokenizer, item, c, m) for c in item.choices))
+                    for item, m in zip(suite.items, messages, strict=True)]
+        for outcome, nats in zip(found, choice_losses(model, families), strict=True):
+            outcome.choices = tuple(-one for one in nats)
     return found
 
 

