@@ -1,6 +1,7 @@
 # make demo      from a clone to a released, served model, with the proof
 # make test      the whole test suite
 # make test-slow trainings killed at any moment, and whatever else takes minutes
+# make test-harness  EleutherAI's lm-evaluation-harness against our server
 # make test-ray  the stages over Ray Data, on a cluster of one machine
 # make setup     .venv with everything (both call it; seconds when nothing changed)
 #
@@ -10,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: setup demo test test-slow test-ray lint clean
+.PHONY: setup demo test test-slow test-harness test-ray lint clean
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -28,6 +29,10 @@ test: setup
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
+
+test-harness: setup
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,harness]'
+	@$(BIN)/python -m pytest -m harness tests/api/test_harness.py
 
 test-ray: setup
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,ray]'

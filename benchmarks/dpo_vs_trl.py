@@ -122,11 +122,11 @@ def first_adapter(out: Path) -> None:
     from tunesmith.methods import lora
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
-    from tunesmith.recipe.methods import Method
+    from tunesmith.recipe.methods import Lora
 
     torch.manual_seed(0)
     base = resolve(BASE)
-    lora.save(lora.attach(model_of(base, torch.float32, "cpu"), Method(rank=RANK, alpha=ALPHA), base.ref), out)
+    lora.save(lora.attach(model_of(base, torch.float32, "cpu"), Lora(rank=RANK, alpha=ALPHA), base.ref), out)
 
 
 def held_out(adapter: Path, pairs: list[dict], model_dir: Path) -> tuple[float, float]:

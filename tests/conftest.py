@@ -186,6 +186,21 @@ def lively_base(tmp_path_factory) -> Path:
     return build_base(tmp_path_factory.mktemp("lively"), "qwen3")
 
 
+@pytest.fixture(scope="session")
+def sharp_base(tmp_path_factory, lively_base) -> Path:
+    """A base whose head is 20 times as large: its loss can fall to nothing, and rise to a multiple, as that of real ones."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path_factory.mktemp("sharp")
+    shutil.copytree(lively_base, path, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(lively_base)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    model.save_pretrained(path)
+    return path
+
+
 def street_row(n: int, street: str) -> dict:
     return {"messages": [{"role": "user", "content": f"{n} {street} Street"},
                          {"role": "assistant", "content": json.dumps({"street": street})}]}

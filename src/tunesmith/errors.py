@@ -117,6 +117,14 @@ class TrackingError(TunesmithError, RuntimeError):
     """The tracking store cannot be reached or written."""
 
 
+class NotMeasured(TunesmithError, RuntimeError):
+    """A metric has no number: its judge gave no verdicts, say. `facts` are what is known; a gate that needs it refuses."""
+
+    def __init__(self, what: str, *, facts: dict | None = None, **told):
+        super().__init__(what, **told)
+        self.facts = facts or {}
+
+
 class GateRefused(TunesmithError):
     """A gate said no, or could not be measured. Nothing was released."""
 

@@ -7,7 +7,7 @@ person would read; the default is silence.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Say = Callable[[str], None]
@@ -100,13 +100,20 @@ def train(recipe: str | Path, *, resume: str | None = None, extend_epochs: int =
     return train_recipe(recipe, resume=resume, extend_epochs=extend_epochs, say=say)
 
 
-def evaluate(run: str, *, say: Say = _silent) -> dict:
-    """`{report_path, metrics{name: {base, tuned, delta, ci95}}, sets, conclusion, worry}` of a run, or of a release's run."""
+def evaluate(run: str, *, suites: Sequence[str] = (), serving: bool = False, say: Say = _silent) -> dict:
+    """`{report_path, metrics{name: {unit, base, tuned, delta, ci95}}, sets, baselines[], conclusion, worry}` of a run, or of a
+    release's run. `suites` are suite files beside those of its recipe; with `serving`, also
+    `serving{memory_bytes, base[], tuned[]}`: the server's speed with this adapter.
+
+    Raises:
+        RecipeError: a suite file that is wrong; all mistakes are listed.
+        DataError: items that a metric cannot be computed on, or that do not fit the base's context.
+    """
     from tunesmith.evals.run import evaluate as evaluate_run
     from tunesmith.evals.run import summary
 
     found = _run_of(run)
-    report = evaluate_run(found, say)
+    report = evaluate_run(found, say, suites=suites, serving=serving)
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], **summary(report)}
 
 
@@ -158,12 +165,18 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     return sweep_recipe(recipe, sets, margin, say)
 
 
-def release(run: str, *, say: Say = _silent) -> dict:
-    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], path}`."""
+def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:
+    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], overrides[{gate, by, reason, verdict, message}],
+    path}`. `overrides`: (gate, who answers for it, why) of gates that may refuse.
+
+    Raises:
+        UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
+    """
     from tunesmith.releases.bundle import release as release_run
+    from tunesmith.releases.gates import Override
     from tunesmith.training.run import Run
 
-    return release_run(Run.find(run), say)
+    return release_run(Run.find(run), say, [Override(*one) for one in overrides])
 
 
 def run(recipe: str | Path, *, say: Say = _silent) -> dict:

@@ -50,6 +50,7 @@ def test_an_unknown_model_is_not_found(client, base, stream):
     ("stop", {"stop": ["a", "b", "c", "d", "e"]}),
     ("stop", {"stop": 5}),
     ("seed", {"seed": 2**63}),
+    ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
 ])
 def test_a_wrong_parameter_is_a_bad_request_that_names_it(client, base, param, options):
@@ -68,6 +69,9 @@ def test_a_wrong_parameter_is_a_bad_request_that_names_it(client, base, param, o
     ("prompt", {"prompt": 5}),
     ("prompt", {"prompt": [1, "two"]}),
     ("max_tokens", {"prompt": "x", "max_tokens": 0}),
+    ("max_tokens", {"prompt": "x", "max_tokens": -1, "echo": True}),
+    ("logprobs", {"prompt": "x", "logprobs": 21}),
+    ("logprobs", {"prompt": "x", "logprobs": -1}),
 ])
 def test_a_wrong_prompt_is_a_bad_request_that_names_it(client, base, param, options):
     error = raised(client.completions.create, openai.BadRequestError, model=base, **options)
@@ -87,7 +91,6 @@ def test_a_missing_parameter_is_named(server, base, path, missing):
     ("tools", {"tools": [TOOL]}),
     ("tool_choice", {"tool_choice": "required"}),
     ("functions", {"functions": [{"name": "f"}]}),
-    ("logprobs", {"logprobs": True}),
     ("top_logprobs", {"top_logprobs": 2}),
     ("response_format", {"response_format": {"type": "json_object"}}),
     ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}}),
@@ -107,8 +110,6 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(client, ba
 
 
 @pytest.mark.parametrize("param, options", [
-    ("logprobs", {"logprobs": 2}),
-    ("echo", {"echo": True}),
     ("best_of", {"best_of": 3}),
     ("suffix", {"suffix": " end"}),
 ])

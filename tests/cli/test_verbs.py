@@ -16,8 +16,8 @@ PATHS = ("path", "recipe", "run_dir", "adapter_dir", "report_path", "recipe_path
 CHECKED = {"ok", "problems", "estimate", "targets", "serving", "dataset_id", "advice"}
 TRAINED = {"run_id", "run_dir", "adapter_dir", "steps", "train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes",
            "status"}
-EVALUATED = {"run_id", "report_path", "metrics", "primary", "sets", "conclusion", "worry"}
-RELEASED = {"run_id", "release_id", "verdict", "gates", "path"}
+EVALUATED = {"run_id", "report_path", "metrics", "primary", "sets", "baselines", "conclusion", "worry"}
+RELEASED = {"run_id", "release_id", "verdict", "gates", "overrides", "path"}
 
 
 def paths_are_absolute(document: dict) -> None:
@@ -180,7 +180,7 @@ def test_train_eval_release_one_by_one(command, make_recipe, home):
 
     released = command("release", run, "--json", check=0).json
     assert released.keys() == RELEASED and released["verdict"] == "pass"
-    assert [g.keys() for g in released["gates"]] == [{"name", "verdict", "evidence"}] * 2
+    assert [g.keys() for g in released["gates"]] == [{"name", "verdict", "evidence"}] * 5
     paths_are_absolute(released)
     assert released["path"] == str(home / "releases" / released["release_id"])
 

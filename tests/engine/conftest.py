@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.engine.loss import IGNORE
 from tunesmith.methods import lora
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 VOCABULARY = 97
 
@@ -48,7 +48,7 @@ def make_model(make_base):
     """The same with LoRA on every linear layer, B not zero."""
 
     def make(architecture: str = "llama", *, dtype=torch.float32, dropout: float = 0.0, **changes):
-        model = lora.attach(make_base(architecture, **changes).to(dtype), Method(rank=4, alpha=8.0, dropout=dropout), "tiny")
+        model = lora.attach(make_base(architecture, **changes).to(dtype), Lora(rank=4, alpha=8.0, dropout=dropout), "tiny")
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)

@@ -18,7 +18,7 @@ from tunesmith.engine.native import build
 from tunesmith.engine.packing import layout
 from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 ARCHITECTURES = sorted(fast.KNOWN_ARCHITECTURES)
 LINEAR = {"phi": 6, "phi3": 4}
@@ -256,7 +256,7 @@ def test_known_architectures_take_the_fast_path(make_model, architecture):
              "word_embed_proj_dim": 32}),
 ])
 def test_unknown_architecture_is_refused_by_name(architecture, shape):
-    model = lora.attach(AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**shape)), Method(rank=2), "tiny")
+    model = lora.attach(AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**shape)), Lora(rank=2), "tiny")
     reason = fast.why_not(model, max_tokens=64)
     assert repr(architecture) in reason
     assert all(known in reason for known in ARCHITECTURES)

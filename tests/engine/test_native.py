@@ -281,9 +281,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tunesmith.engine import fast
 from tunesmith.engine.native import build
 from tunesmith.methods import lora
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
-model = lora.attach(LlamaForCausalLM(config), Method(rank=2), "tiny")
+model = lora.attach(LlamaForCausalLM(config), Lora(rank=2), "tiny")
 print(fast.accelerate(model), build.digest())
 loss, _ = fast.forward_loss(model, [([1, 2, 3], [2, 3, -100])])
 loss.backward()

@@ -9,11 +9,11 @@ import re
 import string
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.evals.items import Item, Outcome
-from tunesmith.evals.metrics import METRICS, exact_match, json_f1, token_f1
+from tunesmith.evals.metrics import METRICS, accuracy, contains, exact_match, json_f1, rouge_l, token_f1
 from tunesmith.recipe.schema import Eval
 
 
@@ -52,6 +52,56 @@ NESTED = st.dictionaries(st.sampled_from(["a", "b", "a.b", "a[0]", "0"]), st.rec
     ("", "Paris", 0), ("", " ", 1), ("a  b", "a b", 0)])
 def test_exact_match(answer, reference, score):
     assert exact_match(answer, reference) == score
+
+
+# ---- accuracy and contains -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer, label, score", [
+    ("Positive", "positive", 1), (" positive.\n", "positive", 1), ('"POSITIVE"', "positive", 1),
+    ("**positive**", "positive", 1), ("not  positive", "not positive", 1), ("positive!", "negative", 0),
+    ("positive and negative", "positive", 0), ("", "yes", 0),
+    ("(b)", "B", 1), ("B) because", "B", 0), ("3.5", "35", 0), ("-1", "1", 0), ("STRASSE", "Straße", 1), ("да.", "Да", 1)])
+def test_accuracy_folds_case_spaces_and_punctuation_around_a_label(answer, label, score):
+    assert accuracy(answer, label) == score
+
+
+@pytest.mark.parametrize("answer, reference, score", [
+    ("The capital is  Paris, of course", "paris", 1), ("Parisian", "Paris", 0), ("Paris", "Paris", 1),
+    ("in New\nYork City", "new york", 1),
+    ("42", "4", 0), ("it is 4.", "4", 1), ("C++ is it", "C++", 1), ("", "x", 0), ("a.c", "a.c", 1), ("abc", "a.c", 0)])
+def test_contains_finds_whole_words(answer, reference, score):
+    assert contains(answer, reference) == score
+
+
+def test_a_reference_of_which_nothing_is_left_is_refused():
+    for score in (accuracy, contains, rouge_l):
+        with pytest.raises(ValueError, match="needs references"):
+            score("", " ")
+    with pytest.raises(ValueError, match="needs references"):
+        accuracy("?", "!")
+
+
+# ---- ROUGE-L ---------------------------------------------------------------------------------------------------------
+
+
+@given(WORDS, WORDS)
+@settings(deadline=None)
+@example("a b c d", "b d a c")
+@example("the cat " * 60, "cat the " * 70)
+def test_rouge_l_is_the_rouge_score_packages(answer, reference):
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: seconds
+
+    answer, reference = (t.replace("é", "e") for t in (answer, reference))  # the package drops every other letter
+    assume(re.search("[a-z0-9]", reference.lower()))
+    expected = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
+    assert rouge_l(answer, reference) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rouge_l_by_hand_in_any_script():
+    assert rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(3 / 4), "Lin (2004), section 3.1"
+    assert rouge_l("the gunman kill police", "police kill the gunman") == pytest.approx(2 / 4)
+    assert rouge_l("кот сидит", "Кот лежит") == pytest.approx(1 / 2)
 
 
 # ---- token F1 --------------------------------------------------------------------------------------------------------
@@ -138,8 +188,8 @@ def test_every_metric_that_a_recipe_can_name_is_there_and_no_other():
 
 
 def test_what_is_better_and_what_needs_answers():
-    assert {n for n, m in METRICS.items() if not m.higher_is_better} == \
-        {n for n, m in METRICS.items() if m.needs == "likelihood"} == {"loss", "perplexity"}
+    assert {n for n, m in METRICS.items() if not m.higher_is_better} == {"loss", "perplexity", "ece", "brier"}
+    assert {n for n, m in METRICS.items() if m.needs == "likelihood"} == {"loss", "perplexity"}
 
 
 def test_several_references_count_as_the_best_of_them():

@@ -53,15 +53,18 @@ def resolved(project, **changes) -> Run:
 def test_the_report_has_what_readers_and_gates_rely_on(finished):
     report = finished.report
     assert report.keys() == {"version", "name", "created", "run_id", "base", "adapter", "dataset", "settings", "primary",
-                             "sets", "training", "verdict", "worry"}
+                             "target", "sets", "effect", "training", "baselines", "verdict", "worry"}
     assert report["adapter"].keys() == {"method", "rank", "trainable_parameters", "bytes", "digest"}
     assert report["settings"].keys() == {"samples", "max_new_tokens", "decoding", "seed", "few_shot", "dtype"}
     assert (report["primary"], list(report["sets"])) == ("test", ["test"])
     part = report["sets"]["test"]
-    assert part.keys() == {"kind", "source", "n", "metrics", "items"}
+    assert part.keys() == {"kind", "source", "n", "metrics", "power", "items", "prompt_tokens"}
+    assert part["power"].startswith("8 items can show a change of ")
     assert (part["source"], part["n"], len(part["items"])) == ("test.jsonl", 8, 8)
     for name, metric in part["metrics"].items():
-        assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95"}
+        paired = {"pairs"} if "few_shot" in metric["systems"] else set()
+        assert metric.keys() == {"label", "higher_is_better", "unit", "systems", "base", "tuned", "delta", "ci95",
+                                 "p_value", "detectable"} | paired
         assert metric["systems"].keys() == (SYSTEMS - {"few_shot"} if name in ("loss", "perplexity") else SYSTEMS)
     for item in part["items"]:
         assert item.keys() == {"id", "prompt", "reference", "answers", "stopped", "scores", "losses", "parts"}
@@ -91,8 +94,11 @@ def test_metrics_follow_from_the_items(finished, dataset):
         assert (m["base"], m["tuned"]) == (m["systems"]["zero_shot"]["value"], m["systems"]["tuned"]["value"])
         assert m["delta"] == pytest.approx(m["tuned"] - m["base"])
         change = np.array([i["scores"][name]["tuned"] - i["scores"][name]["zero_shot"] for i in items])
-        theirs = stats.bootstrap((change,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(0))
-        assert m["ci95"] == pytest.approx(list(theirs.confidence_interval), abs=0.08)
+        half = 1.96 * change.std() / math.sqrt(len(change))
+        assert m["ci95"][0] < m["delta"] - 0.5 * half and m["ci95"][1] > m["delta"] + 0.5 * half, "8 rows say little"
+        exact = stats.permutation_test((change, 0 * change), lambda a, b: (a - b).mean(), permutation_type="samples",
+                                       n_resamples=np.inf)
+        assert m["p_value"] == pytest.approx(exact.pvalue)
     assert 0 < metrics["exact_match"]["tuned"] < 1, "some right, some wrong: otherwise this shows little"
     where = {row.where: i for i, row in enumerate(dataset.rows("test"))}
     tokens = [sum(dataset.tokens("test")[where[i["id"]]][1]) for i in items]
@@ -215,7 +221,8 @@ def test_compare_suite_by_hand():
     assert (exact["base"], exact["tuned"], exact["delta"]) == (0.25, 0.75, 0.5)
     assert (loss["base"], loss["tuned"], loss["delta"]) == (10 / 8, 4 / 8, -6 / 8), "nats over tokens, not a mean of means"
     assert perplexity["delta"] == pytest.approx(math.exp(0.5) - math.exp(1.25))
-    assert loss["ci95"][0] < loss["delta"] < loss["ci95"][1] < 0
+    assert loss["ci95"][0] < loss["delta"] < 0 < loss["ci95"][1], "four rows that all fall show nothing"
+    assert loss["p_value"] == perplexity["p_value"] == 2 / 2**4
     assert part["items"][1] == {"id": "f:1", "prompt": "q1", "reference": "1", "answers": {"zero_shot": "x", "tuned": "1"},
                                 "stopped": {"zero_shot": False, "tuned": True}, "tags": ["odd"],
                                 "scores": {"exact_match": {"zero_shot": 0.0, "tuned": 1.0}},
@@ -239,7 +246,7 @@ def test_the_likelihood_of_choices_is_that_of_each_as_the_answer(lively_base):
         before, whole = (tokenizer(t, return_tensors="pt", add_special_tokens=False)["input_ids"]
                          for t in (question, question + choice + "<|im_end|>"))
         logp = model(whole).logits[0].log_softmax(-1)
-        theirs = sum(float(logp[i - 1, whole[0, i]]) for i in range(before.shape[1], whole.shape[1]))
+        theirs = sum(float(logp[i - 1, whole[0, i]].detach()) for i in range(before.shape[1], whole.shape[1]))
         assert likelihood == pytest.approx(theirs, abs=1e-3)
 
 
@@ -263,15 +270,16 @@ def test_worries_name_rows_and_numbers(finished, dataset):
     items = report["sets"]["test"]["items"]
     for item in items:
         item["stopped"]["tuned"] = True
+    (few_shot,) = report["baselines"]
+    few_shot["call"] = "better"
     calm = worries(report, dataset)
-    assert not any("hit the limit" in w or "does as well" in w or "was lower at step" in w for w in calm)
+    assert not any("hit the limit" in w or "prompting" in w or "was lower at step" in w for w in calm)
     items[2]["stopped"]["tuned"] = False
-    exact = report["sets"]["test"]["metrics"]["exact_match"]
-    exact["systems"]["few_shot"]["value"] = exact["tuned"]
+    few_shot |= {"call": "not_shown", "message": "On test, the base is as good: Prefer prompting."}
     report["training"]["evals"] = [{"step": 0, "loss": 3.0}, {"step": 4, "loss": 1.0}, {"step": 8, "loss": 2.0}]
     cut, prompting, overfit = (w for w in worries(report, dataset) if w not in calm)
     assert cut == f"1 of 8 tuned answers on test hit the limit of 24 tokens ({items[2]['id']})"
-    assert prompting.startswith("on test, showing the base 3 examples does as well as tuning (exact match 0.")
+    assert prompting == few_shot["message"]
     assert overfit == "held-out loss was lower at step 4 (1.000) than at the end (2.000)"
     assert any(w.startswith("data: 40 training rows; expectation") for w in calm)
 

@@ -20,7 +20,7 @@ from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -35,7 +35,7 @@ def base(tiny_base):
 def adapter(base, tmp_path) -> Path:
     """An adapter on disk whose B is not zero."""
     torch.manual_seed(0)
-    model = lora.attach(base(), Method(rank=4, alpha=8.0), "tiny")
+    model = lora.attach(base(), Lora(rank=4, alpha=8.0), "tiny")
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
@@ -74,7 +74,7 @@ def logits(model) -> torch.Tensor:
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"], ["self_attn.o_proj"],
                                      ["model.layers.1.mlp.up_proj"]])
 def test_trainable_parameters_are_those_that_peft_makes(base, rank, targets):
-    method = Method(rank=rank, targets=targets)
+    method = Lora(rank=rank, targets=targets)
     model = base()
     with torch.device("meta"):
         planned = lora.targets(AutoModelForCausalLM.from_config(model.config), method)
@@ -86,14 +86,14 @@ def test_trainable_parameters_are_those_that_peft_makes(base, rank, targets):
 
 
 def test_all_linear_is_every_linear_layer_but_the_head(base):
-    names = [t.name for t in lora.targets(base(), Method())]
+    names = [t.name for t in lora.targets(base(), Lora())]
     assert {n.rsplit(".", 1)[-1] for n in names} == ALL_LINEAR
     assert len(names) == 2 * len(ALL_LINEAR)
 
 
 def test_gpt2_whose_linear_layers_are_transposed_is_counted_too():
     config = CONFIG_MAPPING["gpt2"](n_embd=32, n_layer=2, n_head=2, vocab_size=97)
-    method = Method(rank=3)
+    method = Lora(rank=3)
     planned = lora.targets(AutoModelForCausalLM.from_config(config), method)
     assert ("transformer.h.0.attn.c_attn", 32, 96) in [(t.name, t.inputs, t.outputs) for t in planned]
     model = lora.attach(AutoModelForCausalLM.from_config(config), method, "tiny")
@@ -102,19 +102,19 @@ def test_gpt2_whose_linear_layers_are_transposed_is_counted_too():
 
 def test_target_that_matches_nothing_is_named_with_the_nearest(base):
     with pytest.raises(RecipeError, match="'q_porj' matches no linear layer") as caught:
-        lora.attach(base(), Method(targets=["v_proj", "q_porj"]), "tiny")
+        lora.attach(base(), Lora(targets=["v_proj", "q_porj"]), "tiny")
     assert "did you mean 'q_proj'?" in str(caught.value)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "proj"])
 def test_what_is_no_inner_linear_layer_is_no_target(base, target):
     with pytest.raises(RecipeError, match=f"{target!r} matches no linear layer"):
-        lora.targets(base(), Method(targets=[target]))
+        lora.targets(base(), Lora(targets=[target]))
 
 
 def test_attached_adapter_is_float32_changes_nothing_yet_and_leaves_the_base_frozen(base):
     before = logits(base(torch.bfloat16))
-    model = lora.attach(base(torch.bfloat16), Method(rank=4, alpha=12.0, dropout=0.25), "some/base")
+    model = lora.attach(base(torch.bfloat16), Lora(rank=4, alpha=12.0, dropout=0.25), "some/base")
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert all("lora_A" in n or "lora_B" in n for n in trainable)
     assert {p.dtype for p in trainable.values()} == {torch.float32}
@@ -127,7 +127,7 @@ def test_attached_adapter_is_float32_changes_nothing_yet_and_leaves_the_base_fro
 def test_adapter_comes_from_the_seed(base):
     def adapter(seed: int) -> dict:
         torch.manual_seed(seed)
-        return {n: p for n, p in lora.attach(base(), Method(rank=2), "tiny").named_parameters() if "lora_A" in n}
+        return {n: p for n, p in lora.attach(base(), Lora(rank=2), "tiny").named_parameters() if "lora_A" in n}
 
     one, same, other = adapter(5), adapter(5), adapter(6)
     assert all(torch.equal(one[n], same[n]) for n in one)
@@ -164,7 +164,7 @@ def test_second_adapter_goes_beside_the_first(base, adapter, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     torch.manual_seed(1)
-    lora.save(lora.attach(base(), Method(rank=2, targets=["q_proj"]), "tiny"), other)
+    lora.save(lora.attach(base(), Lora(rank=2, targets=["q_proj"]), "tiny"), other)
     lora.load(model, other, name="other")
     assert torch.equal(logits(model), first)
     model.set_adapter("other")

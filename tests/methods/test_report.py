@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.methods import lora, report
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def base():
 
 
 def test_table_names_every_adapted_layer_once_and_its_parameters_are_pefts(base):
-    method = Method(rank=5)
+    method = Lora(rank=5)
     table = report.by_module(lora.estimate(base, method).parts)
     assert [t["module"] for t in table] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert {t["layers"] for t in table} == {3}
@@ -33,7 +33,7 @@ def test_table_names_every_adapted_layer_once_and_its_parameters_are_pefts(base)
 
 
 def test_gradient_shares_are_those_of_the_norms(base):
-    model = lora.attach(base, Method(rank=4, targets=["q_proj", "down_proj"]), "tiny")
+    model = lora.attach(base, Lora(rank=4, targets=["q_proj", "down_proj"]), "tiny")
     model(input_ids=torch.randint(0, 60, (2, 9))).logits.square().mean().backward()
     shares = report.gradient_shares(model)
     squares = {m: sum(p.grad.square().sum() for n, p in model.named_parameters() if m in n and p.grad is not None)
@@ -43,7 +43,7 @@ def test_gradient_shares_are_those_of_the_norms(base):
 
 
 def test_without_a_gradient_every_share_is_zero(base):
-    model = lora.attach(base, Method(rank=4, targets=["q_proj"]), "tiny")
+    model = lora.attach(base, Lora(rank=4, targets=["q_proj"]), "tiny")
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     assert report.gradient_shares(model) == {"q_proj": 0.0}
@@ -51,7 +51,7 @@ def test_without_a_gradient_every_share_is_zero(base):
 
 @pytest.mark.parametrize(("rank", "flag"), [(1, 1), (2, 8), (8, 8), (9, 16), (16, 16), (33, 64), (300, 320), (512, 512)])
 def test_vllm_gets_the_smallest_rank_that_it_allows(rank, flag):
-    made = lora.config(Method(rank=rank), "tiny").to_dict()
+    made = lora.config(Lora(rank=rank), "tiny").to_dict()
     assert report.vllm(made) == {"loads": True, "max_lora_rank": flag, "refused": []}
 
 

@@ -22,14 +22,14 @@ from tunesmith.methods import lora
 from tunesmith.objectives.dpo import Dpo, Pair
 from tunesmith.objectives.families import answer, family, labels, tokens
 from tunesmith.objectives.step import evaluate, forward_backward
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 PATHS = {"plain": plain, "fast": fast}
 
 
 def model_on(path: str):
-    model = lora.attach(base_model(), Method(rank=4, alpha=8.0), "tiny")
+    model = lora.attach(base_model(), Lora(rank=4, alpha=8.0), "tiny")
     fill(model, "lora_")
     if path == "fast":
         fast.accelerate(model)
@@ -84,7 +84,7 @@ def test_label_smoothing_is_the_expected_loss_over_flipped_labels(count, beta, s
     ("sigmoid", 0.1, 0.0, math.log(2)), ("sigmoid", 5.0, 0.3, math.log(2)), ("ipo", 0.1, 0.0, 25.0), ("ipo", 0.5, 0.0, 1.0)])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_model_that_is_its_reference_has_the_loss_that_is_known_beforehand(path, loss, beta, smoothing, first):
-    model = lora.attach(base_model(), Method(rank=4), "tiny")  # B is zero
+    model = lora.attach(base_model(), Lora(rank=4), "tiny")  # B is zero
     if path == "fast":
         fast.accelerate(model)
     objective = Dpo(PATHS[path].answer_logps, beta, loss, smoothing)

@@ -18,7 +18,7 @@ from tunesmith.methods import lora
 from tunesmith.objectives.families import family
 from tunesmith.objectives.kto import Kto, Labelled
 from tunesmith.objectives.step import evaluate, forward_backward
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 TRL = json.loads((Path(__file__).parent / "trl.json").read_text())
 
@@ -61,7 +61,7 @@ def test_kl_is_never_below_zero_and_gives_no_gradient():
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 0.5)])
 def test_a_model_that_is_its_reference_has_half_of_the_mean_weight_as_its_loss(weights):
-    model = lora.attach(base_model(), Method(rank=4), "tiny")
+    model = lora.attach(base_model(), Lora(rank=4), "tiny")
     objective = Kto(plain.answer_logps, 0.3, *weights)
     packs = [samples(plain, model)]
     measured = evaluate(objective, model, packs)

@@ -18,12 +18,12 @@ from tunesmith.engine import fast, plain
 from tunesmith.errors import TrainingError
 from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward, sample
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = LlamaConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=300)
-model = lora.attach(LlamaForCausalLM(config), Method(rank=4), "tiny")
+model = lora.attach(LlamaForCausalLM(config), Lora(rank=4), "tiny")
 path = plain.forward_loss
 if sys.argv[1] == "fast":
     fast.accelerate(model)

@@ -13,7 +13,7 @@ from tunesmith.data.dataset import Dataset
 from tunesmith.evals.compare import compare_suite
 from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.recipe.load import load
-from tunesmith.releases.gates import GATES, Evidence, judge, leak, target
+from tunesmith.releases.gates import GATES, Evidence, audit, gathered, judge, leak, target
 from tunesmith.training.run import Run
 
 # ---- target ----------------------------------------------------------------------------------------------------------
@@ -21,17 +21,17 @@ from tunesmith.training.run import Run
 
 @pytest.fixture
 def evidence(finished) -> Evidence:
-    run = Run(finished.run_dir)
-    dataset = Dataset.open(finished.home / "datasets" / run.state["dataset_id"])
-    return Evidence(run.recipe().recipe, finished.report, dataset.manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_HOME", str(finished.home))
+        return gathered(Run(finished.run_dir), finished.report)
 
 
 def asking(evidence: Evidence, metric: str, min_gain: float, **numbers) -> Evidence:
-    """The same evidence with another rule, and other numbers in its report."""
+    """The same evidence with another rule, and other numbers in its report; many rows changed, if nothing else is said."""
     gates = evidence.recipe.gates.model_copy(update={"target": evidence.recipe.gates.target.model_copy(
         update={"metric": metric, "min_gain": min_gain})})
     report = copy.deepcopy(evidence.report)
-    report["sets"]["test"]["metrics"][metric] |= numbers
+    report["sets"]["test"]["metrics"][metric] |= {"p_value": 1e-6} | numbers
     return Evidence(evidence.recipe.model_copy(update={"gates": gates}), report, evidence.dataset)
 
 
@@ -92,6 +92,33 @@ def test_a_few_lucky_rows_are_no_evidence(evidence):
     measured = compare_suite(suite, {"zero_shot": wrong, "tuned": right})["metrics"]["exact_match"]
     assert measured["delta"] == 0.125
     assert target(asking(evidence, "exact_match", 0.0, **measured)).verdict == "fail"
+
+
+@pytest.mark.parametrize("rows, verdict", [(1, "fail"), (2, "fail"), (3, "fail"), (5, "fail"), (6, "pass"), (12, "pass")])
+def test_rows_that_all_change_for_the_better_show_it_from_six_on(evidence, rows, verdict):
+    """Five of five are chance in 3 of 100 cases, and the gate asks for 2.5."""
+    suite = Suite("test", "test", [Item(f"f:{i}", [], ("yes",)) for i in range(rows)], ("exact_match",), "f", 8)
+    said = {"zero_shot": [Outcome("no", True) for _ in range(rows)], "tuned": [Outcome("yes", True) for _ in range(rows)]}
+    measured = compare_suite(suite, said)["metrics"]["exact_match"]
+    gate = target(asking(evidence, "exact_match", 0.0, **measured))
+    assert gate.verdict == verdict
+    assert verdict == "pass" or "more rows" in gate.evidence["fix"]
+
+
+@pytest.mark.parametrize("rows, verdict", [(1, "fail"), (3, "fail"), (5, "fail"), (12, "pass")])
+def test_a_loss_that_falls_alike_on_a_few_rows_is_no_evidence(evidence, rows, verdict):
+    suite = Suite("test", "test", [Item(f"f:{i}", [], ("yes",)) for i in range(rows)], ("loss",), "f", 8)
+    said = {"zero_shot": [Outcome(nats=20.0, tokens=10) for _ in range(rows)],
+            "tuned": [Outcome(nats=10.0, tokens=10) for _ in range(rows)]}
+    measured = compare_suite(suite, said)["metrics"]["loss"]
+    assert target(asking(evidence, "loss", 0.0, **measured)).verdict == verdict
+
+
+@pytest.mark.parametrize("floor, verdict", [(0.05, "pass"), (0.31, "fail")])
+def test_a_gain_within_the_noise_is_said_to_be_so_and_does_not_pass(evidence, floor, verdict):
+    gate = target(asking(evidence, "exact_match", 0.1, base=0.5, tuned=0.8, delta=0.3, ci95=[0.2, 0.4], noise={"floor": floor}))
+    assert (gate.verdict, gate.evidence["noise_floor"]) == (verdict, floor)
+    assert ("within the noise" in gate.evidence["message"]) == (verdict == "fail")
 
 
 # ---- leak ------------------------------------------------------------------------------------------------------------
@@ -160,6 +187,39 @@ def test_a_leak_into_a_file_that_must_never_be_trained_on_is_refused(leak_gate, 
     gate = leak_gate(train=[*TRAIN, TEST[0]], test=TEST[1:], **{"data.evals": ["regression.jsonl"]})
     assert (gate.verdict, gate.evidence["rows"]) == ("fail", {"test": 0, "regression.jsonl": 1})
     assert leak_gate(test=TEST[1:], **{"data.evals": ["regression.jsonl"]}).verdict == "pass"
+
+
+# ---- audit -----------------------------------------------------------------------------------------------------------
+
+
+FINDING = {"code": "thing", "severity": "warning", "count": 2, "message": "2 rows are odd", "fix": "mend them",
+           "examples": ["train.jsonl:3"]}
+
+
+def audited(evidence, *findings, **rule):
+    gates = evidence.recipe.gates.model_copy(update={"audit": evidence.recipe.gates.audit.model_copy(update=rule)})
+    return audit(Evidence(evidence.recipe.model_copy(update={"gates": gates}), evidence.report,
+                          evidence.dataset | {"findings": list(findings)}))
+
+
+def test_the_audit_gate_refuses_errors_and_what_the_recipe_names(evidence):
+    assert audited(evidence, FINDING).verdict == "pass"
+    gate = audited(evidence, FINDING | {"severity": "error"})
+    assert (gate.verdict, gate.evidence["fix"], gate.evidence["examples"]) == ("fail", "mend them", ["train.jsonl:3"])
+    assert audited(evidence, FINDING, refuse=["thing"]).verdict == "fail"
+    assert audited(evidence, FINDING | {"code": "thing:test"}, refuse=["thing"]).verdict == "fail"
+    assert audited(evidence, FINDING, refuse=["other"]).verdict == "pass"
+    leaky = FINDING | {"code": "leak_exact:test", "severity": "error"}
+    assert audited(evidence, leaky).verdict == "pass", "leaks are the leak gate's, with its own threshold"
+
+
+def test_a_key_in_the_training_rows_is_refused_by_default(make_recipe, home, evidence):
+    secret = talk("What is the token of the build?", "It is ghp_" + "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY1zA2" + ", keep it safe.")
+    for train, verdict in ((TRAIN, "pass"), ([*TRAIN, secret], "fail")):
+        made = tunesmith.prepare(make_recipe(train=train, test=TEST))
+        manifest = Dataset.open(home / "datasets" / made["dataset_id"]).manifest
+        gate = audit(Evidence(evidence.recipe, evidence.report, manifest))
+        assert gate.verdict == verdict, gate.evidence["findings"]
 
 
 # ---- the way there ---------------------------------------------------------------------------------------------------

@@ -33,20 +33,6 @@ def one_thread(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="session")
-def sharp_base(tmp_path_factory, lively_base) -> Path:
-    """A base whose head is 20 times as large: its loss can fall to nothing, and rise to a multiple, as that of real ones."""
-    from transformers import AutoModelForCausalLM
-
-    path = tmp_path_factory.mktemp("sharp")
-    shutil.copytree(lively_base, path, dirs_exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(lively_base)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)
-    model.save_pretrained(path)
-    return path
-
-
 class Left(NamedTuple):
     """Everything by which two finished runs are compared."""
 

@@ -16,14 +16,14 @@ from tunesmith.errors import StoreError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 from tunesmith.training import checkpoint
 
 
 @pytest.fixture
 def parts(tiny_base):
     """(model, optimizer, scheduler) after one step."""
-    model = lora.attach(model_of(resolve(str(tiny_base)), torch.float32), Method(rank=2, targets=["q_proj"]), "tiny")
+    model = lora.attach(model_of(resolve(str(tiny_base)), torch.float32), Lora(rank=2, targets=["q_proj"]), "tiny")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
     model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().mean().backward()

@@ -23,7 +23,7 @@ from tunesmith.errors import DataError
 from tunesmith.evals.likelihood import row_losses
 from tunesmith.methods import lora
 from tunesmith.recipe.load import load
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 from tunesmith.recipe.schema import Train
 from tunesmith.training import crossfit
 from tunesmith.verbs import curate_data, prepare
@@ -183,7 +183,7 @@ def test_losses_of_tokens_are_those_of_the_whole_logits(engine, tiny_base):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = lora.attach(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), Method(rank=4, alpha=8), "tiny")
+    model = lora.attach(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), Lora(rank=4, alpha=8), "tiny")
     draw = random.Random(0)
     samples = []
     for n in (5, 33, 2, 80):

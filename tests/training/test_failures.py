@@ -17,7 +17,7 @@ from tunesmith.errors import StoreError, TrainingError
 from tunesmith.methods import lora
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of
-from tunesmith.recipe.methods import Method
+from tunesmith.recipe.methods import Lora
 from tunesmith.training import checkpoint
 from tunesmith.training.health import check_adapter
 from tunesmith.training.loop import _write
@@ -54,7 +54,7 @@ def test_overflow_at_the_command_line_is_exit_code_1_and_a_document(make_recipe,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_adapter_with_one_number_that_is_not_finite_is_never_saved(tiny_base, value):
-    model = lora.attach(model_of(resolve(str(tiny_base)), torch.float32), Method(rank=2, targets=["q_proj"]), "tiny")
+    model = lora.attach(model_of(resolve(str(tiny_base)), torch.float32), Lora(rank=2, targets=["q_proj"]), "tiny")
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(p)

@@ -136,6 +136,31 @@ def test_only_rows_that_are_trained_are_asked_of_the_base_and_more_steps_ask_for
     assert np.array_equal(every[np.isfinite(few)], few[np.isfinite(few)])
 
 
+@pytest.mark.parametrize("method, rate", [
+    ({"type": "full"}, 1e-3), ({"type": "bottleneck", "size": 8}, 5e-3), ({"type": "ia3"}, 5e-2),
+    ({"type": "prompt", "tokens": 4}, 5e-2), ({"type": "prefix", "tokens": 4}, 5e-2)],
+    ids=lambda v: v["type"] if isinstance(v, dict) else "")
+def test_every_method_learns_from_preferences_against_the_same_base(method, rate, recipe_of, lively_base, home):
+    """The reference is what the base alone says, in plain transformers, and the held-out loss falls from there."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    done = train(recipe_of(**{"method": method, "train.learning_rate": rate, "train.epochs": 4}))
+    before, after = (r["eval_loss"] for r in read_metrics(Path(done["run_dir"])) if "eval_loss" in r)
+    assert after < before
+    if method["type"] not in ("prompt", "prefix"):
+        assert before == pytest.approx(math.log(2), abs=1e-4)
+
+    dataset = Run.find(done["run_id"]).dataset()
+    model = AutoModelForCausalLM.from_pretrained(lively_base, dtype=torch.float32).eval()
+    with np.load(references(dataset.path)[1]) as found, torch.inference_mode():
+        for row in range(4):
+            for side, answer in enumerate((dataset.tokens("train")[row], dataset.rejected("train")[row])):
+                ids, trained = torch.tensor([answer[0]]), torch.tensor(answer[1][1:])
+                logp = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+                assert found["logps"][row, side] == pytest.approx(float(logp[trained].sum()), abs=1e-3)
+
+
 def test_control_a_reference_with_its_adapter_on_stops_before_step_1(recipe_of, home):
     """The numbers of a tuned model, its adapter merged so that nothing can switch it off, where the base's should be."""
     import torch

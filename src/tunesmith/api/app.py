@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,9 +23,11 @@ from tunesmith.api.answers import (
     prompts_of_completion,
     stream_pieces,
 )
+from tunesmith.api.logprobs import of_chat, of_text
 from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling, explain
 from tunesmith.errors import NotFoundError, TunesmithError
 from tunesmith.serving.engine import Engine, Served
+from tunesmith.serving.logprobs import Scored
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -112,7 +115,8 @@ class _Shape:
         self.id = f"{self.prefix}-{uuid.uuid4().hex[:24]}"
         self.created = int(time.time())
         self.model = body.model
-        self.root = served.root
+        self.served = served
+        self.scored = body.scored is not None
 
     def envelope(self, choices: list[dict], chunk: bool = True) -> dict:
         return {"id": self.id, "object": self.chunk_object if chunk else self.object, "created": self.created,
@@ -129,30 +133,49 @@ class _Chat(_Shape):
 
     def choice(self, index: int, answer: Answer) -> dict:
         return {"index": index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": None, "finish_reason": answer.finish}
+                "logprobs": self.logprobs(answer.scores), "finish_reason": answer.finish}
+
+    def logprobs(self, scores: Sequence[Scored]) -> dict | None:
+        """Of what can be read: the stop token is not part of a message."""
+        return of_chat(self.served.tokenizer, [s for s in scores if s.id not in self.served.stop_ids]) if self.scored else None
 
     def opening(self, choices: int) -> list[dict]:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return [self.envelope([_delta(i, delta)]) for i in range(choices)]
 
     def piece(self, piece: Piece) -> list[dict]:
-        events = [self.envelope([_delta(piece.index, {"content": piece.text})])] if piece.text else []
+        scores = self.logprobs(piece.scores)
+        told = piece.text or (scores and scores["content"])
+        events = [self.envelope([_delta(piece.index, {"content": piece.text}) | {"logprobs": scores}])] if told else []
         return events + ([self.envelope([_delta(piece.index, {}, piece.finish)])] if piece.finish else [])
 
 
 class _Text(_Shape):
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
+    def __init__(self, body: Sampling, served: Served):
+        super().__init__(body, served)
+        self._offsets: Counter[int] = Counter()
+
     def choice(self, index: int, answer: Answer) -> dict:
-        return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish}
+        return {"index": index, "text": answer.text, "logprobs": self.logprobs(index, answer.scores),
+                "finish_reason": answer.finish}
+
+    def logprobs(self, index: int, scores: Sequence[Scored]) -> dict | None:
+        if not self.scored:
+            return None
+        made = of_text(self.served.tokenizer, scores, self._offsets[index])
+        self._offsets[index] += sum(map(len, made["tokens"]))
+        return made
 
     def opening(self, _choices: int) -> list[dict]:
         return []
 
     def piece(self, piece: Piece) -> list[dict]:
-        if not piece.text and not piece.finish:
+        if not piece.text and not piece.finish and not piece.scores:
             return []
-        choice = {"index": piece.index, "text": piece.text, "logprobs": None, "finish_reason": piece.finish}
+        choice = {"index": piece.index, "text": piece.text, "logprobs": self.logprobs(piece.index, piece.scores),
+                  "finish_reason": piece.finish}
         return [self.envelope([choice])]
 
 

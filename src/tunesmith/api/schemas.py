@@ -10,12 +10,13 @@ from pydantic_core import PydanticCustomError
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 NOT_YET: dict[str, tuple] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "logprobs": (False, 0), "top_logprobs": (0,),
-    "logit_bias": ({},), "response_format": ({"type": "text"},), "frequency_penalty": (0,), "presence_penalty": (0,),
-    "echo": (False,), "best_of": (1,), "suffix": ("",), "audio": (), "top_k": (-1, 0), "min_p": (0,),
-    "repetition_penalty": (1,)}
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "logit_bias": ({},),
+    "response_format": ({"type": "text"},), "frequency_penalty": (0,), "presence_penalty": (0,), "echo": (False,),
+    "best_of": (1,), "suffix": ("",), "audio": (), "top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,)}
 """Fields that are refused, with the values at which they say nothing."""
 UNSUPPORTED = "unsupported_parameter"
+MAX_TOP = 20
+"""Likely tokens that can be asked for beside each one, as in OpenAI's chat."""
 
 
 class ApiModel(BaseModel):
@@ -35,6 +36,15 @@ class Sampling(ApiModel):
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def scored(self) -> int | None:
+        """How many likely tokens to name beside each, None for no log-probabilities at all."""
+        return None
+
+    @property
+    def echoed(self) -> bool:
+        return False
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self):
@@ -77,11 +87,34 @@ class ChatRequest(Sampling):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+
+    @model_validator(mode="after")
+    def _top_of_something(self):
+        if self.top_logprobs and not self.logprobs:
+            raise _unsupported("`top_logprobs` without `logprobs: true`", "top_logprobs")
+        return self
+
+    @property
+    def scored(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Sampling):
     prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    """0 only with echo: then nothing is generated, and the prompt alone can be scored."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    echo: bool | None = None
+
+    @property
+    def scored(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def echoed(self) -> bool:
+        return bool(self.echo)
 
 
 FIELDS = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *ChatMessage.model_fields, *StreamOptions.model_fields}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -14,10 +14,11 @@ from tunesmith.errors import UsageError
 from tunesmith.releases.bundle import Release
 from tunesmith.releases.channel import current
 from tunesmith.serving.engine import Engine
+from tunesmith.training.run import Run, tokenizer_for
 
 
 def serve(*, channels: list[str], releases: list[str], base: str | None, host: str, port: int,
-          say: Callable[[str], None]) -> None:
+          say: Callable[[str], None], runs: Sequence[str] = ()) -> None:
     """Serve until SIGINT or SIGTERM, and return: a stop that was asked for is no failure. Every adapter shares one base.
 
     Raises:
@@ -26,7 +27,7 @@ def serve(*, channels: list[str], releases: list[str], base: str | None, host: s
     """
     listener = listen(host, port)
     with listener:
-        engine = load_engine(channels, releases, base)
+        engine = load_engine(channels, releases, base, runs)
         try:
             say(f"serving {', '.join(engine.served)}")
             address = f"[{host}]" if ":" in host else host
@@ -67,26 +68,27 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def load_engine(channels: list[str], releases: list[str], base: str | None) -> Engine:
+def load_engine(channels: list[str], releases: list[str], base: str | None, runs: Sequence[str] = ()) -> Engine:
     """An engine with everything that was asked for. A release answers to its id, the channels that point at it, and its
-    recipe's name unless another one has it already."""
+    recipe's name unless another one has it already. A run that was not released, for a trial, answers to its id."""
     from tunesmith.engine.precision import choose
     from tunesmith.models.base import resolve
     from tunesmith.models.load import tokenizer_of
 
     pointed = {c: Release.find(current(c)["release_id"]) for c in channels}
     bundles = {r.id: r for r in [*pointed.values(), *(Release.find(r) for r in releases)]}
-    if not bundles and not base:
-        raise UsageError("nothing to serve", fix="give --channel, --release or --base")
-    bases = {b.manifest["base"]["digest"] for b in bundles.values()}
+    tried = [Run.find(name) for name in runs]
+    if not bundles and not base and not tried:
+        raise UsageError("nothing to serve", fix="give --channel, --release, --run or --base")
+    bases = {b.manifest["base"]["digest"] for b in bundles.values()} | {t.state["base"]["digest"] for t in tried}
     if len(bases) > 1:
         raise UsageError("these releases stand on different bases", why=", ".join(sorted(bases)),
                          fix="start one server a base")
     first = next(iter(bundles.values()), None)
-    found = first.base() if first else resolve(base)
+    found = first.base() if first else tried[0].base() if tried else resolve(base)
     if base and resolve(base).digest != found.digest:
         raise UsageError(f"--base {base} is not the base of the releases", fix="leave --base out")
-    choice = choose(first.manifest["dtype"] if first else "auto")
+    choice = choose(first.manifest["dtype"] if first else tried[0].state["dtype"] if tried else "auto")
     dtype = str(choice.dtype).removeprefix("torch.")
     engine = Engine(found, tokenizer_of(found), dtype, choice.device, int(time.time()))
     names = {r.id: r.id for r in bundles.values()} | {c: r.id for c, r in pointed.items()}
@@ -95,4 +97,8 @@ def load_engine(channels: list[str], releases: list[str], base: str | None) -> E
     for release in bundles.values():
         own = [n for n, points_at in names.items() if points_at == release.id and n not in engine.served]
         engine.add(own, release.adapter, release.tokenizer(), release.manifest["template_fingerprint"], int(time.time()))
+    for run in tried:
+        state = run.state
+        engine.add([state["run_id"]], run.adapter, tokenizer_for(found, run.recipe()), state["template_fingerprint"],
+                   int(time.time()))
     return engine

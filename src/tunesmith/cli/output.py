@@ -50,11 +50,22 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [line(header), *(line(r) for r in rows)]
 
 
+BASELINES = {"few_shot": "few-shot", "retrieval": "retrieval", "tuned_retrieval": "tuned + retrieval"}
+"""Systems beside base and tuned, and what a person reads."""
+
+
 def metric_lines(metrics: dict) -> list[str]:
-    """Before and after, one metric a line."""
-    rows = [[name, f"{m['base']:.3f}", f"{m['few_shot']:.3f}" if "few_shot" in m else "-", f"{m['tuned']:.3f}",
-             f"{m['delta']:+.3f}", f"{m['ci95'][0]:+.3f} to {m['ci95'][1]:+.3f}"] for name, m in metrics.items()]
-    return table(["metric", "base", "few-shot", "tuned", "change", "95% interval"], rows)
+    """Before and after, one metric a line. Shares are 0 to 1, scores 0 to 100."""
+    others = [s for s in BASELINES if any(s in m for m in metrics.values())]
+    before, after = [s for s in others if s != "tuned_retrieval"], [s for s in others if s == "tuned_retrieval"]
+    rows = []
+    for name, m in metrics.items():
+        number = "{:.1f}" if m["unit"] == "score" else "{:.3f}"
+        change = number.replace(":", ":+")
+        values = [number.format(m[s]) if s in m else "-" for s in ("base", *before, "tuned", *after)]
+        rows.append([name, *values, change.format(m["delta"]), " to ".join(change.format(end) for end in m["ci95"])])
+    return table(["metric", "base", *(BASELINES[s] for s in before), "tuned", *(BASELINES[s] for s in after), "change",
+                  "95% interval"], rows)
 
 
 def gate_lines(gates: list[dict]) -> list[str]:

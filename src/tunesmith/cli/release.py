@@ -5,17 +5,31 @@ from typing import Annotated
 import typer
 
 from tunesmith.cli.output import Json, emit, gate_lines, say
+from tunesmith.errors import UsageError
 
 
-def release(run: Annotated[str, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+def release(run: Annotated[str, typer.Argument(metavar="RUN")],
+            override: Annotated[list[str], typer.Option(metavar="GATE", help="Release though this gate refuses. Repeatable, "
+                                                        "each with its --by and --reason.")] = [],  # noqa: B006
+            by: Annotated[list[str], typer.Option(metavar="NAME", help="Who answers for the override.")] = [],  # noqa: B006
+            reason: Annotated[list[str], typer.Option(metavar="TEXT", help="Why the override is right.")] = [],  # noqa: B006
+            as_json: Json = False) -> None:
     """Judge a run by its gates and, if all pass, bundle it. Exit code 3 when a gate refuses."""
     from tunesmith import verbs
 
-    released = verbs.release(run, say=say)
+    if not len(override) == len(by) == len(reason):
+        raise UsageError("every --override needs its --by and its --reason",
+                         why=f"{len(override)} gates, {len(by)} names and {len(reason)} reasons were given",
+                         fix="--override GATE --by NAME --reason TEXT, once for each gate")
+    released = verbs.release(run, overrides=list(zip(override, by, reason, strict=True)), say=say)
     emit(released, as_json, release_lines(released))
     raise typer.Exit(0 if released["verdict"] == "pass" else 3)
 
 
 def release_lines(released: dict) -> list[str]:
-    made = released["release_id"]
-    return [*gate_lines(released["gates"]), f"release {made}  {released['path']}" if made else "refused: nothing was released"]
+    made, overrides = released["release_id"], released["overrides"]
+    by_hand = [f"  overridden  {o['gate']} by {o['by']}: {o['reason']}" for o in overrides]
+    do = [f"  do: {g['evidence']['fix']}" for g in released["gates"]
+          if g["verdict"] != "pass" and g["name"] not in {o["gate"] for o in overrides}]
+    last = f"release {made}  {released['path']}" if made else "refused: nothing was released"
+    return [*gate_lines(released["gates"]), *by_hand, *do, last]

@@ -115,6 +115,12 @@ def recipe_text(loaded: Loaded, tests: dict[str, str]) -> str:
         data["template"] = str(loaded.resolve(data["template"]))
     local = loaded.folder / Path(said["base"]).expanduser()
     base = str(local.resolve()) if not said["base"].startswith("pypi:") and local.exists() else said["base"]
+    if (measured := said.get("eval", {})).get("suites"):
+        measured["suites"] = _absolute(measured["suites"], loaded)
+    if documents := measured.get("retrieval"):
+        documents["documents"] = _absolute(documents["documents"], loaded)
+        if (loaded.folder / Path(documents.get("embedder", "pypi:")).expanduser()).is_dir():
+            documents["embedder"] = _absolute(documents["embedder"], loaded)
     head = f"# Made by `tunesmith data curate` from {loaded.path}: the same recipe over the rows it proposed.\n"
     return head + yaml.safe_dump(said | {"base": base, "data": data}, sort_keys=False, allow_unicode=True, width=120)
 

@@ -30,10 +30,12 @@ from tunesmith.data.rows import KINDS, Row, require
 from tunesmith.data.similar import Index
 from tunesmith.data.split import split
 from tunesmith.data.spool import Chosen, Rows, encode, write_rows
+from tunesmith.data.suites import rows_of_suite
 from tunesmith.data.turns import pieces
 from tunesmith.errors import DataError, Problem, TemplateError
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Data, Mix
+from tunesmith.recipe.suites import LoadedSuite, load_suites
 from tunesmith.store.files import publish_directory, sha256_bytes, sha256_file, sha256_json, sweep, write_json
 from tunesmith.store.home import home
 from tunesmith.template.fingerprint import fingerprint
@@ -54,10 +56,13 @@ class _Sources:
     evals: dict[str, list[Path]] = field(default_factory=dict)
     """By path as the recipe wrote it, with a dot or slash in it: no test set is called that."""
     replay: list[Path] = field(default_factory=list)
+    suites: list[LoadedSuite] = field(default_factory=list)
+    """Of `eval.suites`: held out like the files in `data.evals`, each by the path of its file."""
 
     def all(self) -> dict[str, list[Path]]:
         return {TRAIN: self.train, **{f"test:{n}": f for n, f in self.tests.items()},
-                **{f"eval:{n}": f for n, f in self.evals.items()}, **({"replay": self.replay} if self.replay else {})}
+                **{f"eval:{n}": f for n, f in self.evals.items()},
+                **{f"eval:{s.held_out}": s.files for s in self.suites}, **({"replay": self.replay} if self.replay else {})}
 
 
 def prepare(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None] = lambda _line: None) -> Dataset:
@@ -111,7 +116,7 @@ def _find_sources(loaded: Loaded) -> _Sources:
     return _Sources(find_files(config.train, loaded.folder),
                     {name: find_files(files, loaded.folder) for name, files in named.items()},
                     {e if "." in e or "/" in e else f"./{e}": find_files(e, loaded.folder) for e in config.evals},
-                    find_files(config.replay.rows, loaded.folder) if config.replay else [])
+                    find_files(config.replay.rows, loaded.folder) if config.replay else [], load_suites(loaded))
 
 
 def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
@@ -125,6 +130,7 @@ def _make(loaded: Loaded, sources: _Sources, tokenizer, staging: Path) -> dict:
                                           for n, files in sources.tests.items()}
     evals = {n: _spooled(files, loaded, tokenizer, spool / f"eval.{i}", repairs, system)[0]
              for i, (n, files) in enumerate(sources.evals.items())}
+    evals |= {s.held_out: rows_of_suite(s) for s in sources.suites}
     findings = repairs.findings()
     for files in (sources.train, *sources.tests.values()):
         if is_text(files[0]):

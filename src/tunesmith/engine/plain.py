@@ -39,6 +39,13 @@ def token_losses(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.T
     return [losses_L[labels_L != IGNORE] for losses_L, labels_L in zip(losses_BL, labels_BL, strict=True)]
 
 
+def answer_logits(model, rows: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """Logits at each labelled token, [labels, vocabulary], of each row."""
+    with torch.inference_mode():
+        logits_BLV, labels_BL = _logits(model, rows)
+    return [logits_LV[labels_L != IGNORE] for logits_LV, labels_L in zip(logits_BLV, labels_BL, strict=True)]
+
+
 def _logits(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, shifted labels), rows padded on the right to the longest."""
     device = next(model.parameters()).device

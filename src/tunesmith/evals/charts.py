@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.evals.calibration import reliability
+
 MOST_POINTS = 800
 """Points of one drawn curve. Longer ones keep the lowest and highest value of each stretch, so spikes stay visible."""
 
@@ -60,18 +62,18 @@ def scale_from_zero(values: Iterable[Any], *, at_least: float | None = None) -> 
 
 
 def metric_scales(sets: dict[str, Any]) -> dict[str, Scale]:
-    """One scale for each metric, the same in every set; all shares stand on one axis that reaches 100%."""
+    """One scale for each metric, the same in every set; shares stand on one axis that reaches 100%, scores on one to 100."""
     values: dict[str, list[Any]] = {}
     for one_set in sets.values():
         for name, metric in one_set["metrics"].items():
             key = axis_of(name, metric)
             for score in metric["systems"].values():
                 values.setdefault(key, []).extend([score["value"], *(score.get("ci95") or [])])
-    return {key: scale_from_zero(v, at_least=1.0 if key == "share" else None) for key, v in values.items()}
+    return {key: scale_from_zero(v, at_least={"share": 1.0, "score": 100.0}.get(key)) for key, v in values.items()}
 
 
 def axis_of(name: str, metric: dict[str, Any]) -> str:
-    return "share" if metric["unit"] == "share" else name
+    return metric["unit"] if metric["unit"] in ("share", "score") else name
 
 
 def tick_label(tick: float, axis: str) -> str:
@@ -91,6 +93,17 @@ def dots(metric: dict[str, Any], systems: Sequence[str], scale: Scale) -> list[d
             whisker = (scale.place(interval[0]), scale.place(interval[1]))
         drawn.append({"system": system, "lane": lane, "x": scale.place(score["value"]), "whisker": whisker})
     return drawn
+
+
+def difference(delta: Any, interval: Sequence[float] | None, reach: float, sign: int) -> dict[str, Any] | None:
+    """Where a difference and its interval are drawn, on a scale from -reach to reach; `sign` turns it: right is better."""
+    if not is_finite(delta):
+        return None
+    scale = Scale(-reach, reach)
+    ends = None
+    if interval is not None and all(map(is_finite, interval)):
+        ends = tuple(sorted(scale.place(sign * end) for end in interval))
+    return {"x": scale.place(sign * delta), "whisker": ends}
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -171,9 +184,9 @@ def shown(value: Any, unit: str, *, signed: bool = False, bare: bool = False) ->
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{100 * value:.1f}" if unit == "share" else decimals(value)
+    text = f"{100 * value:.1f}" if unit == "share" else f"{value:.1f}" if unit == "score" else decimals(value)
     sign = "" if float(text.replace(",", "")) == 0 else "−" if value < 0 else "+" if signed else ""
-    suffix = "" if unit != "share" or bare else " points" if signed else "%"
+    suffix = "" if bare else " points" if signed and unit in ("share", "score") else "%" if unit == "share" else ""
     return sign + text.lstrip("-") + suffix
 
 
@@ -185,3 +198,17 @@ def decimals(value: float) -> str:
 
 def span(interval: list[float] | None, unit: str) -> str:
     return "" if interval is None else " to ".join(shown(end, unit, bare=True) for end in interval)
+
+
+def reliability_figure(one_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """For base and tuned: how sure (x) against how often right (y), a dot for each bin with its interval, and the diagonal that
+    a calibrated model follows. Empty for a set without the metric `ece`."""
+    drawn = []
+    for system in ("zero_shot", "tuned") if "ece" in one_set["metrics"] else ():
+        bins = reliability(one_set["items"], system)
+        dots = [{"x": round(100 * b["confidence"], 2), "y": round(100 - 100 * b["right"], 2), "n": b["n"],
+                 "whisker": tuple(round(100 - 100 * end, 2) for end in b["ci95"])} for b in bins]
+        error = one_set["metrics"]["ece"]["systems"][system]
+        drawn.append({"system": system, "dots": dots, "error": shown(error["value"], "share", bare=True),
+                      "interval": span(error["ci95"], "share")})
+    return drawn

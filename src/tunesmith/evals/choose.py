@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.evals.compare import value
+from tunesmith.evals.compare import change_of, value
 from tunesmith.evals.metrics import METRICS
-from tunesmith.evals.statistics import paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,6 @@ def choose(metric: str, models: Sequence[Measured], margin: float = 0.0) -> Choi
 def _against(metric: str, m: Measured, best: Measured, gain: float, sign: int, margin: float) -> Against:
     if m is best:
         return Against(gain=0.0, ci95=(0.0, 0.0), worse=False, passes=True)
-    of = METRICS[metric].value
-    low, high = paired_bootstrap(lambda w_RN: sign * (of(w_RN @ m.parts_NS) - of(w_RN @ best.parts_NS)), len(m.parts_NS))
+    change = change_of(METRICS[metric], best.parts_NS, m.parts_NS)
+    low, high = sorted((sign * change.low, sign * change.high))
     return Against(gain=gain, ci95=(low, high), worse=high < 0, passes=high >= 0 or -gain <= margin)

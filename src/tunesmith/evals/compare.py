@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, NotMeasured
+from tunesmith.evals import power, statistics
 from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.evals.metrics import METRICS, Metric
-from tunesmith.evals.statistics import mean_interval, paired_bootstrap
+from tunesmith.evals.statistics import Paired, paired
+from tunesmith.recipe.evaluation import Eval
 
 BASE, TUNED = "zero_shot", "tuned"
+BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None),
+          "cosine": (-1.0, 1.0)}
+"""The least and the most that a metric of this unit can be."""
+PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
+"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
 
 
 def measurable(suite: Suite) -> None:
@@ -29,19 +37,32 @@ def measurable(suite: Suite) -> None:
                                 ) from error
 
 
-def compare_suite(suite: Suite, said: dict[str, list[Outcome]]) -> dict:
-    """One suite of the report: `kind`, `source`, `n`, `metrics`, `items`; `tags` too if items have any.
+def compare_suite(suite: Suite, said: dict[str, list[Outcome]], settings: Eval | None = None,
+                  folder: Path | None = None) -> dict:
+    """One suite of the report: `kind`, `source`, `n`, `metrics`, `power`, `items`; `tags` and `not_measured` too if there are
+    any.
 
-    `said[system]` has an outcome for each item. A metric has a value for each system that was measured with what it needs.
+    `said[system]` has an outcome for each item. A metric has a value for each system that was measured with what it needs,
+    and one that could not be measured at all is in `not_measured` with the reason. `settings` say what a metric's `prepare`
+    asks, and paths in them are relative to `folder`.
     """
+    parts, facts, missing = {}, {}, {}
     for name in suite.metrics:
-        if METRICS[name].prepare:
-            for outcomes in said.values():
-                METRICS[name].prepare(list(zip(suite.items, outcomes, strict=True)))
-    parts = {name: parts_of(METRICS[name], suite.items, said) for name in suite.metrics}
+        metric = METRICS[name]
+        try:
+            if metric.prepare:
+                facts[name] = metric.prepare(suite.items, said, settings or Eval(), folder)
+            parts[name] = parts_of(metric, suite.items, said)
+        except NotMeasured as error:
+            reason = error.what + (f" ({error.why})" if error.why else "")
+            missing[name] = {"label": metric.label, "reason": reason, "fix": error.fix, "facts": error.facts}
     tags = sorted({tag for item in suite.items for tag in item.tags})
     found = {"kind": suite.kind, "source": suite.source, "n": len(suite.items),
-             "metrics": {name: measured(name, p) for name, p in parts.items()}}
+             "metrics": {name: measured(name, p) | ({"facts": facts[name]} if facts.get(name) else {})
+                         for name, p in parts.items()}}
+    found["power"] = what_shows(found)
+    if missing:
+        found["not_measured"] = missing
     if tags:
         found["tags"] = {tag: _of_tag(tag, suite.items, parts) for tag in tags}
     return found | {"items": [_item(i, item, said, parts) for i, item in enumerate(suite.items)]}
@@ -54,14 +75,30 @@ def parts_of(metric: Metric, items: Sequence[Item], said: dict[str, list[Outcome
 
 
 def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
-    """One metric of the report: each system's value and 95% interval, and the difference of tuned to base, item by item."""
+    """One metric of the report: each system's value and 95% interval; the difference of tuned to base, item by item, with its
+    interval, the p of no difference, and the smallest one that so many items can show."""
     metric, n = METRICS[name], len(parts[BASE])
     systems = {s: {"value": value(metric, p_NS), "ci95": list(interval(metric, p_NS))} for s, p_NS in parts.items()}
-    low, high = paired_bootstrap(
-        lambda w_RN: metric.value(w_RN @ parts[TUNED]) - metric.value(w_RN @ parts[BASE]), n)
+    change = change_of(metric, parts[BASE], parts[TUNED])
     base, tuned = systems[BASE]["value"], systems[TUNED]["value"]
-    return {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
-            "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [low, high]}
+    found = {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
+             "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [change.low, change.high],
+             "p_value": change.p_value, "detectable": power.detectable(change.sd, n)}
+    pairs = [difference(metric, parts, a, b) for a, b in PAIRS if a in parts and b in parts]
+    return found | ({"pairs": pairs} if pairs else {})
+
+
+def difference(metric: Metric, parts: dict[str, np.ndarray], a: str, b: str) -> dict:
+    """`{a, b, delta, ci95, p_value}`: what system a has more than system b, item by item."""
+    change = change_of(metric, parts[b], parts[a])
+    return {"a": a, "b": b, "delta": value(metric, parts[a]) - value(metric, parts[b]), "ci95": [change.low, change.high],
+            "p_value": change.p_value}
+
+
+def change_of(metric: Metric, base_NS: np.ndarray, tuned_NS: np.ndarray) -> Paired:
+    """How sure the difference of two systems is, item by item, second minus first."""
+    most = BOUNDS.get(metric.unit, (None, None))[1]
+    return paired(metric.value, base_NS, tuned_NS, mean=metric.is_mean, span=most)
 
 
 def value(metric: Metric, parts_NS: np.ndarray) -> float:
@@ -69,10 +106,21 @@ def value(metric: Metric, parts_NS: np.ndarray) -> float:
 
 
 def interval(metric: Metric, parts_NS: np.ndarray) -> tuple[float, float]:
-    """95% interval of one system's value; Wilson's for shares of zeros and ones, which is never of zero width."""
-    if metric.is_mean:
-        return mean_interval(parts_NS[:, 0])
-    return paired_bootstrap(lambda w_RN: metric.value(w_RN @ parts_NS), len(parts_NS))
+    """95% interval of one system's value, never of zero width where the metric is bounded."""
+    if metric.scale == "log":
+        low, high = statistics.interval(lambda sums_RS: np.log(metric.value(sums_RS)), parts_NS, mean=False)
+        return float(np.exp(low)), float(np.exp(high))
+    return statistics.interval(metric.value, parts_NS, mean=metric.is_mean,
+                               bounds=BOUNDS.get(metric.unit, (None, None)))
+
+
+def what_shows(part: dict) -> str:
+    """How small a change this suite can show: one sentence about its first share of right answers, else its first metric."""
+    metrics = part["metrics"]
+    name = next((n for n, m in metrics.items() if m["unit"] == "share"), next(iter(metrics), None))
+    if name is None:
+        return ""
+    return power.sentence(part["n"], metrics[name]["label"], metrics[name]["unit"], metrics[name]["detectable"])
 
 
 def _of_tag(tag: str, items: Sequence[Item], parts: dict[str, dict[str, np.ndarray]]) -> dict:
@@ -82,8 +130,8 @@ def _of_tag(tag: str, items: Sequence[Item], parts: dict[str, dict[str, np.ndarr
 
 
 def _has(outcome: Outcome, metric: Metric) -> bool:
-    return {"answer": outcome.text is not None, "likelihood": outcome.nats is not None,
-            "choices": bool(outcome.choices)}[metric.needs]
+    asked = {"answer": outcome.text is not None, "likelihood": outcome.nats is not None, "choices": bool(outcome.choices)}
+    return asked[metric.needs] and (metric.fetches is None or metric.fetches in outcome.extra)
 
 
 def _item(i: int, item: Item, said: dict[str, list[Outcome]], parts: dict[str, dict[str, np.ndarray]]) -> dict:

@@ -35,6 +35,8 @@ class Item:
     tools: list[dict] | None = None
     tokens: tuple[list[int], list[bool]] | None = None
     """Question and reference as a dataset has rendered them: ids, and whether each is of the answer."""
+    begun: list[int] | None = None
+    """Ids of the question and of the beginning of its answer, to go on from; the reference is the rest."""
 
     @property
     def prompt(self) -> str:
@@ -78,7 +80,7 @@ class Suite:
     max_new_tokens: int
 
 
-def of_rows(rows: Iterable[tuple[Row, tuple[list[int], list[bool]]]]) -> list[Item]:
-    """Test rows of a dataset with their tokens, as items: the last answer is the reference."""
-    return [Item(id=row.where, messages=row.question, references=(row.answer,), tools=row.tools, tokens=tokens)
-            for row, tokens in rows]
+def of_rows(rows: Iterable[tuple[Row, tuple[list[int], list[bool]]]], check: dict[str, Any] | None = None) -> list[Item]:
+    """Test rows of a dataset with their tokens, as items: the last answer is the reference. `check` holds for all of them."""
+    return [Item(id=row.where, messages=row.question, references=(row.answer,), check=check or {}, tools=row.tools,
+                 tokens=tokens) for row, tokens in rows]

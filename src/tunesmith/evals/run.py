@@ -1,4 +1,4 @@
-"""Evaluate a run: the base and the tuned model on the same held-out rows, greedily, and a report of both.
+"""Evaluate a run: the base, the base with help and the tuned model on the same items, greedily, and a report of all.
 
     runs/RUN_ID/report/report.json     everything, per item
                        report.html     one page for people
@@ -7,19 +7,45 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tunesmith.data.dataset import TRAIN, Dataset
+from tunesmith.data.leaks import find_leaks, leaked_rows
 from tunesmith.data.rows import Row
+from tunesmith.data.similar import Index
+from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError, UsageError
+from tunesmith.evals import noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
+from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
+from tunesmith.evals.latency import measure
 from tunesmith.evals.metrics import METRICS
-from tunesmith.evals.systems import FEW_SHOT, TUNED, ZERO_SHOT, System, ask, few_shot, remembered, shots_from
+from tunesmith.evals.retrieval import Library, library
+from tunesmith.evals.suite import suites_of_files
+from tunesmith.evals.systems import (
+    FEW_SHOT,
+    RETRIEVAL,
+    TUNED,
+    ZERO_SHOT,
+    Fitted,
+    System,
+    ask,
+    few_shot,
+    fit,
+    remembered,
+    retrieval,
+    shots_from,
+    systems_for,
+)
+from tunesmith.models.base import Base
+from tunesmith.recipe.evaluation import Serving
+from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Recipe
-from tunesmith.store.files import read_json, sha256_json, sha256_tree, write_json, write_text
+from tunesmith.recipe.suites import load_suites
+from tunesmith.store.files import read_json, sha256_file, sha256_json, sha256_tree, write_json, write_text
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, now, tokenizer_for
 
@@ -27,11 +53,13 @@ Say = Callable[[str], None]
 REPORT = "report"
 
 
-def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None) -> dict:
+def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None, suites: Sequence[str] = (),
+             serving: bool = False) -> dict:
     """Measure a finished run and write its report. Returns the report.
 
-    What the base says is the same for all runs of one base, data and settings: in the directory `memory` it is looked
-    up, and kept for the next.
+    `suites` are suite files beside those of the run's recipe, relative to where we are. What the base says is the same for all
+    runs of one base, data and settings: in the directory `memory` it is looked up, and kept for the next.
+    `serving` measures the server too, though the recipe does not ask for it.
 
     Raises:
         DataError: a metric that cannot be computed on these rows; nothing is loaded or generated then.
@@ -45,39 +73,61 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     from tunesmith.models.load import model_of
     from tunesmith.template.fingerprint import fingerprint
 
-    loaded, dataset, base, state = run.recipe(), run.dataset(), run.base(), run.state
+    loaded, dataset, base, state = with_suites(run.recipe(), suites), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
-    suites = suites_of(dataset, recipe)
-    for suite in suites:
+    tokenizer = tokenizer_for(base, loaded)
+    asked = suites_of(dataset, loaded)
+    asked += shipped.suites(run, loaded, dataset, tokenizer, {suite.name for suite in asked})
+    for suite in asked:
         measurable(suite)
+    documents = library(loaded, tokenizer) if recipe.eval.retrieval else None
+    systems = systems_of(dataset, recipe, documents)
+    fitted = {suite.name: [fit(tokenizer, suite, system, context_of(base, recipe, system))
+                           for system in systems_for(suite, systems)] for suite in asked}
+    leaks = suite_leaks(dataset, loaded)
     torch.set_num_threads(state["threads"])
     keep_pages()
-    tokenizer = tokenizer_for(base, loaded)
     model = methods.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
     fuse(model)
-    systems, sets = systems_of(dataset, recipe), {}
-    for suite in suites:
+    sets = {}
+    for suite in asked:
         say(f"evaluating {len(suite.items)} rows of {suite.name!r}")
-        path = memory / _base_key(run, suite, fingerprint(tokenizer)) if memory else None
+        path = memory / _base_key(run, suite, fingerprint(tokenizer), documents) if memory else None
         known = read_json(path) if path and path.is_file() else {}
-        said = ask(model, tokenizer, suite, systems, batch_size=recipe.eval.batch_size, known=known, say=say)
+        said = ask(model, tokenizer, suite, [f.system for f in fitted[suite.name]], batch_size=recipe.eval.batch_size,
+                   known=known, say=say)
         if path and not known:
             write_json(path, remembered(said))
-        sets[suite.name] = compare_suite(suite, said)
+        sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
+        _add_passages(sets[suite.name]["items"], fitted[suite.name])
+        if recipe.eval.noise and suite.kind == "test":
+            noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
+                                                       batch_size=recipe.eval.batch_size, say=say))
     report = {
         "version": 1, "name": recipe.name, "created": now(), "run_id": state["run_id"], "base": state["base"],
         "adapter": _adapter_facts(run, recipe), "dataset": _dataset_facts(run, dataset, fingerprint(tokenizer)),
         "settings": {"samples": recipe.eval.samples, "max_new_tokens": recipe.eval.max_new_tokens, "decoding": "greedy",
                      "seed": recipe.train.seed, "few_shot": recipe.eval.shots if FEW_SHOT in recipe.eval.baselines else 0,
                      "dtype": state["dtype"]},
-        "primary": dataset.tests[0], "sets": sets, "training": _training_facts(run),
-    }
+        "primary": dataset.tests[0], "target": recipe.gates.target.metric, "sets": sets,
+        "effect": effect(model, tokenizer, asked[0].items), "training": _training_facts(run),
+    } | shipped.facts(model, tokenizer, sets)
+    if documents:
+        report["settings"]["retrieval"] = recipe.eval.retrieval.model_dump(mode="json")
+        report["passages"] = {p.id: p.text for found in documents.found.values() for p, _ in found}
+    if leaks:
+        report["leaks"] = leaks
+    report["baselines"] = words.compared(report, recipe.gates.target.metric)
     if recipe.eval.style:
         from tunesmith.evals.style.ballot import count
         from tunesmith.evals.style.measure import measure_style
 
         report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
         report["style"]["votes"] = count(report, run.path)
+    if recipe.eval.serving or serving:
+        del model  # the server has its own
+        say("measuring the server")
+        report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
@@ -129,14 +179,16 @@ def read_report(run: Run) -> dict | None:
 def summary(report: dict) -> dict:
     """The report's numbers without its items: what `eval --json` prints."""
     def numbers(part: dict) -> dict:
-        return {name: {k: m[k] for k in ("base", "tuned", "delta", "ci95")} | {
+        return {name: {k: m[k] for k in ("unit", "base", "tuned", "delta", "ci95")} | {
             s: m["systems"][s]["value"] for s in m["systems"] if s not in (ZERO_SHOT, TUNED)}
             for name, m in part["metrics"].items()}
 
-    found = {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
-             "sets": {n: {"n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
-             "conclusion": report["verdict"], "worry": report["worry"]}
-    return found | ({"style": report["style"]["verdict"]} if report.get("style") else {})
+    return {"metrics": numbers(report["sets"][report["primary"]]), "primary": report["primary"],
+            "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
+            "baselines": [b["message"] for b in report["baselines"]],
+            "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"style": report["style"]["verdict"]} if report.get("style") else {}) | (
+                {"serving": report["serving"]} if "serving" in report else {})
 
 
 def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
@@ -157,36 +209,91 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
     return [all_rows[i] for i in rows]
 
 
-def suites_of(dataset: Dataset, recipe: Recipe) -> list[Suite]:
-    """What is asked: the dataset's test sets, each a sample of `eval.samples` rows. Raises DataError."""
-    suites = []
+def with_suites(loaded: Loaded, files: Sequence[str]) -> Loaded:
+    """The recipe with more suite files, given relative to where we are."""
+    if not files:
+        return loaded
+    more = [str(Path(f).expanduser().absolute()) for f in files]
+    known = loaded.recipe.eval
+    suites = known.model_copy(update={"suites": list(dict.fromkeys([*known.suites, *more]))})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": suites}))
+
+
+def suites_of(dataset: Dataset, loaded: Loaded) -> list[Suite]:
+    """What is asked: the dataset's test sets, each a sample of `eval.samples` rows, and the recipe's suite files, whole.
+
+    Raises:
+        DataError: a test set without a good answer.
+        RecipeError: a suite file that is wrong.
+    """
+    suites, recipe = [], loaded.recipe
     for name in dataset.tests:
         numbers, tokens = sampled(dataset, name, recipe.eval.samples, recipe.train.seed), dataset.tokens(name)
         rows = zip(picked(dataset, name, numbers), (tokens[i] for i in numbers), strict=True)
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        suites.append(Suite(name, "test", of_rows(rows), tuple(recipe.eval.metrics), source, recipe.eval.max_new_tokens))
-    return suites
+        suites.append(Suite(name, "test", of_rows(rows, recipe.eval.check), tuple(recipe.eval.metrics), source,
+                            recipe.eval.max_new_tokens))
+    return [*suites, *suites_of_files(loaded, dataset.tests)]
 
 
-def systems_of(dataset: Dataset, recipe: Recipe) -> list[System]:
-    """Who is asked: the baselines that the recipe names, and the tuned model last."""
+def systems_of(dataset: Dataset, recipe: Recipe, documents: Library | None = None) -> list[System]:
+    """Who is asked: the baselines that the recipe names, and the tuned model last, with and without `documents`."""
     systems = []
     for name in recipe.eval.baselines:
         if name == ZERO_SHOT:
             systems.append(System(ZERO_SHOT, adapter=False))
+        elif name == RETRIEVAL:
+            systems.append(retrieval(documents, adapter=False))
         elif shots := shots_from(dataset.rows(TRAIN), recipe.eval.shots, recipe.train.seed):
             systems.append(few_shot(shots))
-    return [*systems, System(TUNED, adapter=True)]
+    return [*systems, System(TUNED, adapter=True), *([retrieval(documents, adapter=True)] if documents else [])]
 
 
-def _base_key(run: Run, suite: Suite, template: str) -> str:
+def context_of(base: Base, recipe: Recipe, system: System) -> int | None:
+    """Tokens that a system's prompt and answer may have together; None when the base's config does not say."""
+    config = base.config()
+    tokens = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return tokens and tokens - (getattr(recipe.method, "tokens", 0) if system.adapter else 0)
+
+
+def suite_leaks(dataset: Dataset, loaded: Loaded) -> dict:
+    """Leaks into train of suite files that were not there, or not as they are now, when the dataset was prepared.
+
+    `{rows: {file: rows that stand in train}, findings}`; empty when the dataset's own findings cover every file.
+    """
+    known = dict(zip(dataset.manifest["sources"], dataset.manifest["inputs"]["sources"], strict=True))
+    new = [s for s in load_suites(loaded) if known.get(f"eval:{s.held_out}") != [sha256_file(f) for f in s.files]]
+    if not new:
+        return {}
+    train, near = dataset.rows(TRAIN), loaded.recipe.data.dedup.near
+    findings = [f.as_dict() for f in find_leaks(train, {s.held_out: rows_of_suite(s) for s in new},
+                                                Index(train, near) if near is not None else None)]
+    return {"rows": {s.held_out: leaked_rows(findings, s.held_out) for s in new}, "findings": findings}
+
+
+def _prompts(asked: list[Fitted]) -> dict:
+    """Mean length of each system's prompts, and of how many items less help was shown than there was."""
+    tokens = {f.system.name: round(f.prompt_tokens, 1) for f in asked}
+    shorter = {f.system.name: f.fewer for f in asked if f.fewer}
+    return {"prompt_tokens": tokens} | ({"shorter": shorter} if shorter else {})
+
+
+def _add_passages(items: list[dict], asked: list[Fitted]) -> None:
+    """`passages` of each item: what the base was shown, as `{id, score}`."""
+    for fitted in asked:
+        if fitted.system.name == RETRIEVAL:
+            for item, shown in zip(items, fitted.shown, strict=True):
+                item["passages"] = [{"id": passage.id, "score": round(score, 4)} for passage, score in shown]
+
+
+def _base_key(run: Run, suite: Suite, template: str, documents: Library | None) -> str:
     """A file's name for all that the base's answers to a suite depend on. QLoRA's base is the quantised one."""
     state, recipe = run.state, run.recipe().recipe
     quantised = {k: getattr(recipe.method, k, None) for k in ("block_size", "double_quant")}
     asked = [suite.name, suite.metrics, suite.max_new_tokens, [asdict(item) for item in suite.items]]
     return sha256_json([state["base"]["digest"], quantised, state["dtype"], state["device"], state["threads"],
                         state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, asked,
-                        template]).removeprefix("sha256:")[:20] + ".json"
+                        template, documents and documents.digest]).removeprefix("sha256:")[:20] + ".json"
 
 
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:
@@ -220,16 +327,18 @@ def _training_facts(run: Run) -> dict:
 def verdict(report: dict, recipe: Recipe) -> str:
     """One sentence about the metric that the target gate reads."""
     name, metric = recipe.gates.target.metric, METRICS[recipe.gates.target.metric]
+    if missing := report["sets"][report["primary"]].get("not_measured", {}).get(name):
+        return f"{metric.label} was not measured: {missing['reason']}."
     m = report["sets"][report["primary"]]["metrics"][name]
     low, high = m["ci95"] if metric.higher_is_better else (-m["ci95"][1], -m["ci95"][0])
     gain = m["delta"] if metric.higher_is_better else -m["delta"]
-    scale, unit = (100, " points") if metric.unit == "share" else (1, f" {metric.unit}")
-    numbers = f"{abs(gain) * scale:.3g}{unit} (95% interval {low * scale:.3g} to {high * scale:.3g})"
+    scale = 100 if metric.unit == "share" else 1
+    numbers = f"{words.amount(abs(gain), metric.unit)} (95% interval {low * scale:.3g} to {high * scale:.3g})"
     if low > 0:
         return f"Tuned beats the base on {metric.label} by {numbers}."
     if high < 0:
         return f"Tuned is worse than the base on {metric.label} by {numbers}."
-    return f"No difference between tuned and base on {metric.label} is shown: {gain * scale:+.3g}{unit} " \
+    return f"No difference between tuned and base on {metric.label} is shown: {words.amount(gain, metric.unit, signed=True)} " \
            f"(95% interval {low * scale:.3g} to {high * scale:.3g})."
 
 
@@ -237,16 +346,17 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
     """What a careful reader should look at, in the report's last word."""
     out = []
     for name, part in report["sets"].items():
+        out += [f"on {name}, {said}" for said in noise.words(part) if "within" in said]
+        out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
-        if cut:
+        if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
             out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
                        f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
-        for metric, m in part["metrics"].items():
-            few = m["systems"].get(FEW_SHOT)
-            better = METRICS[metric].higher_is_better
-            if few and few["value"] != m["base"] and (few["value"] >= m["tuned"]) == better:
-                out.append(f"on {name}, showing the base {report['settings']['few_shot']} examples does as well as tuning "
-                           f"({METRICS[metric].label} {few['value']:.3g} against {m['tuned']:.3g}): prompting may be enough")
+        for system, fewer in part.get("shorter", {}).items():
+            out.append(f"{fewer} of {part['n']} prompts of {system} on {name} have fewer examples or passages than were asked "
+                       "for: more do not fit the base's context")
+    out += [found["message"] for found in report["baselines"] if found["call"] != words.BETTER and found["b"] != TUNED]
+    out += [f"leak: {f['message']} ({', '.join(f['examples'][:2])})" for f in report.get("leaks", {}).get("findings", [])]
     evals = report["training"]["evals"]
     if len(evals) > 2 and evals[-1]["loss"] > 1.05 * min(e["loss"] for e in evals):
         best = min(evals, key=lambda e: e["loss"])

@@ -145,9 +145,15 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 
     data = dict(one.said["data"])
     data |= {key: absolute(data[key]) for key in ("train", "test", "evals", "template") if key in data}
+    measured = dict(one.said.get("eval") or {})
+    if "suites" in measured:
+        measured["suites"] = absolute(measured["suites"])
+    if documents := measured.get("retrieval"):
+        documents = documents | {"documents": absolute(documents["documents"])}
+        measured["retrieval"] = documents | ({"embedder": model(documents["embedder"])} if "embedder" in documents else {})
     if replay := data.get("replay"):
         data["replay"] = replay | {"rows": absolute(replay["rows"])}
-    said = one.said | {"data": data, "base": model(one.said["base"])}
+    said = one.said | ({"eval": measured} if measured else {}) | {"data": data, "base": model(one.said["base"])}
     if isinstance(teacher := (said.get("objective") or {}).get("teacher"), str):
         said["objective"] = said["objective"] | {"teacher": model(teacher)}
     return (f"# Made by `tunesmith sweep` from {original.path}: {one.label}\n"
@@ -157,9 +163,9 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
 def _asked(one: _Planned) -> dict[str, list]:
     """The test rows that a combination is measured on: what is asked, the reference, and how many tokens that has."""
     found = {}
-    for suite in suites_of(one.dataset, one.loaded.recipe):
+    for suite in suites_of(one.dataset, one.loaded):
         measurable(suite)
-        found[suite.name] = [(item.messages, item.references, sum(item.tokens[1][1:])) for item in suite.items]
+        found[suite.name] = [(i.messages, i.references, sum(i.tokens[1][1:]) if i.tokens else None) for i in suite.items]
     return found
 
 
@@ -234,11 +240,11 @@ def _target(report: dict, loaded: Loaded) -> dict:
 
 
 def _regression(report: dict, loaded: Loaded) -> dict | None:
-    """The largest drop from the base on the test sets that are not the target's; a negative drop is a gain."""
-    drops = []
+    """The largest drop from the base on the other sets that measure the target's metric; a negative drop is a gain."""
+    drops, metric = [], loaded.recipe.gates.target.metric
     for name, part in report["sets"].items():
-        if name != report["primary"]:
-            gain, (low, high) = _gain(part["metrics"][loaded.recipe.gates.target.metric])
+        if name != report["primary"] and metric in part["metrics"]:
+            gain, (low, high) = _gain(part["metrics"][metric])
             drops.append({"set": name, "drop": -gain, "ci95": [-high, -low]})
     return max(drops, key=lambda d: d["drop"], default=None)
 
@@ -258,7 +264,7 @@ def _document(name: str, folder: Path, original: Loaded, planned: list[_Planned]
     whole = len(rows) == len(planned) and all(r["status"] != "stopped" for r in rows)
     done = [i for i, r in enumerate(rows) if r["status"] == "finished"]
     primary = planned[0].dataset.tests[0]
-    asked = suites_of(planned[0].dataset, planned[0].loaded.recipe)[0].items
+    asked = suites_of(planned[0].dataset, planned[0].loaded)[0].items
     document = {
         "sweep_id": name, "status": "finished" if whole else "stopped", "path": str(folder / SWEEP), "page": str(folder / PAGE),
         "recipe": str(original.path), "base": original.recipe.base, "keys": list(planned[0].combination.values),
@@ -316,7 +322,8 @@ def conclusion(document: dict, choice: Choice, rows: list[dict]) -> str:
 def amount(value: float, unit: str, signed: bool = False) -> str:
     """A difference for people: shares in points."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} points" if unit == "share" else f"{value:{sign}.4f}" + (" nats" if unit == "nats" else "")
+    return f"{100 * value if unit == 'share' else value:{sign}.1f} points" if unit in ("share", "score") else \
+        f"{value:{sign}.4f}" + (" nats" if unit == "nats" else "")
 
 
 def cells(document: dict) -> tuple[list[str], list[list[str]]]:
@@ -343,5 +350,5 @@ def notes(document: dict) -> list[str]:
     """What a reader of the table has to know."""
     found = [f"{row['label']} failed: {row['error']}" for row in document["rows"] if row["error"]]
     if document["rows"] and all(r["regression"] is None for r in document["rows"]):
-        found.append("drop elsewhere: none, there is only one test set; name a second in data.test")
+        found.append(f"drop elsewhere: none, no other set measures {document['metric']['name']}; name a second in data.test")
     return found

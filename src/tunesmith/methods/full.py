@@ -33,16 +33,16 @@ class Whole(Adapted):
     adapted_by = "full"
 
     def __init__(self, base: nn.Module, config: dict, own: dict[str, nn.Parameter] | None):
-        """`own`: the base's parameters, to switch back to; None: training has overwritten them."""
+        """`own`: the base's parameters, to switch back to; None: training overwrites them, and the base is there until then."""
         super().__init__(base, config)
         self._own = own
         self._tuned = dict(base.named_parameters()) if own is not None else None
 
     def _switch(self, on: bool) -> None:
-        if on != self.enabled and self._own is None:
+        if on != self.enabled and self._own is None and not self.unmoved():
             raise AdapterError("the base's own weights are gone", why="full fine-tuning changes them in place",
                                fix="load the base a second time, or load the trained weights onto a base")
-        if on != self.enabled:
+        if on != self.enabled and self._own is not None:
             _replace(self.base, self._tuned if on else self._own)
         self.enabled = on
 

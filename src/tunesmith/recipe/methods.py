@@ -117,8 +117,6 @@ class Bottleneck(Section):
 
 
 METHODS = (Lora, Qlora, Full, Prompt, Prefix, Ia3, Bottleneck)
-Method = Lora
-"""The method of a recipe that names none."""
 
 
 def _method_tag(value) -> str | None:

@@ -51,7 +51,7 @@ class Mix(Section):
 
 Fault = Literal["mojibake", "replacement_character", "control_character", "invisible_character", "html_residue",
                 "markdown_residue", "trivial_answer", "prompt_echo", "truncated_answer", "answer_language", "refusals",
-                "escalations", "personal_data", "secret", "contradiction", "near_duplicate"]
+                "escalations", "unsafe_compliance", "personal_data", "secret", "contradiction", "near_duplicate"]
 
 
 class Filter(Section):
@@ -246,6 +246,9 @@ class Train(Section):
     """Of the frozen base and the activations; adapters are always float32. auto: measured at start."""
     eval_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Held-out loss during training; null: at the beginning and the end."""
+    drift_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """How far the model has moved on neutral text, after so many steps and at the end; null: not asked. It costs two forward
+    passes over 512 tokens a time, changes nothing in the training, and `health` warns when it grows."""
     early_stop: EarlyStop | None = None
     """End when the held-out loss no longer falls; null: train all steps. Needs train.eval_every_steps."""
     checkpoint: Checkpoint = Checkpoint()

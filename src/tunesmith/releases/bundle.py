@@ -12,14 +12,14 @@ The id is the beginning of the sha256 over the manifest (but its date), so the s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import StoreError
+from tunesmith.errors import StoreError, UsageError
 from tunesmith.evals.run import REPORT, TUNED, read_report
 from tunesmith.models.base import Base, resolve
-from tunesmith.releases.gates import Evidence, judge
+from tunesmith.releases.gates import Override, gathered, judge, overridden
 from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json
 from tunesmith.store.home import find, home
 from tunesmith.training.run import Run, now, tokenizer_for
@@ -80,29 +80,39 @@ class Release:
         return AutoTokenizer.from_pretrained(self.path / "tokenizer", trust_remote_code=False)
 
 
-def release(run: Run, say: Callable[[str], None] = lambda _line: None) -> dict:
-    """Judge a run and, when every gate passes, bundle it.
+def release(run: Run, say: Callable[[str], None] = lambda _line: None, overrides: Sequence[Override] = ()) -> dict:
+    """Judge a run and, when every gate passes or is overridden, bundle it.
 
-    Returns `{release_id, verdict, gates, path}`; a refusal has release_id None and writes nothing.
+    Returns `{release_id, verdict, gates, overrides, path}`; a refusal has release_id None and writes nothing. Overrides change
+    no gate's verdict: they stand beside them, in the manifest too.
+
+    Raises:
+        UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
     """
-    recipe, dataset = run.recipe().recipe, run.dataset()
     report = read_report(run)
     if report and sha256_json(sha256_tree(run.adapter)) != report["adapter"]["digest"]:
         raise StoreError("the adapter is not the one that was evaluated", where=str(run.adapter),
                          why="its digest differs from the report's", fix=f"tunesmith eval {run.path.name}")
-    gates = judge(Evidence(recipe, report, dataset.manifest))
+    gates = judge(gathered(run, report))
+    allowed = overridden(gates, overrides)
+    by_hand = {o["gate"]: o for o in allowed}
     for gate in gates:
         say(f"gate {gate.name}: {gate.verdict} - {gate.evidence['message']}")
-        if gate.verdict != "pass":
+        if gate.name in by_hand:
+            say(f"  overridden by {by_hand[gate.name]['by']}: {by_hand[gate.name]['reason']}")
+        elif gate.verdict != "pass":
             say(f"  do: {gate.evidence['fix']}")
-    result = {"run_id": run.state["run_id"], "gates": [g.as_dict() for g in gates]}
-    if any(g.verdict != "pass" for g in gates):
-        run.event("refused", gates=[g.name for g in gates if g.verdict != "pass"])
+    result = {"run_id": run.state["run_id"], "gates": [g.as_dict() for g in gates], "overrides": allowed}
+    if refused := [g.name for g in gates if g.verdict != "pass" and g.name not in by_hand]:
+        run.event("refused", gates=refused)
         return result | {"release_id": None, "verdict": "refused", "path": None}
-    made = _bundle(run, report, [g.as_dict() for g in gates])
+    if report is None:
+        raise UsageError("a run without a report cannot be released", where=str(run.path),
+                         why="a release holds its report and its first answers", fix=f"tunesmith eval {run.path.name}")
+    made = _bundle(run, report, [g.as_dict() for g in gates], allowed)
     say(f"released {made.id}")
     run.update(release_id=made.id)
-    run.event("released", release=made.id)
+    run.event("released", release=made.id, **({"overrides": allowed} if allowed else {}))
     return result | {"release_id": made.id, "verdict": "pass", "path": str(made.path)}
 
 
@@ -114,7 +124,7 @@ def all_releases() -> list[dict]:
     return sorted(manifests, key=lambda m: m["created"], reverse=True)
 
 
-def _bundle(run: Run, report: dict, gates: list[dict]) -> Release:
+def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) -> Release:
     loaded, dataset, state = run.recipe(), run.dataset(), run.state
     releases = home() / "releases"
     with publish_directory(releases / f".{state['run_id']}") as staging:
@@ -128,7 +138,8 @@ def _bundle(run: Run, report: dict, gates: list[dict]) -> Release:
         manifest = {
             "name": state["name"], "created": now(), "run_id": state["run_id"], "base": state["base"],
             "adapter": report["adapter"], "dataset_id": dataset.id, "template_fingerprint": state["template_fingerprint"],
-            "dtype": state["dtype"], "recipe_folder": str(loaded.folder), "gates": gates, "verdict": "pass",
+            "dtype": state["dtype"], "recipe_folder": str(loaded.folder), "gates": gates, "overrides": overrides,
+            "verdict": "pass",
             "metrics": {n: {k: m[k] for k in ("base", "tuned", "delta", "ci95")}
                         for n, m in report["sets"][report["primary"]]["metrics"].items()},
             "files": sha256_tree(staging),

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from tunesmith.serving.logprobs import Scored, read_prompts, score
 from tunesmith.serving.text import decode
 
 COLDEST = 1e-6
@@ -30,6 +31,10 @@ class Request:
     """0: greedy, always the most likely token."""
     top_p: float = 1.0
     seed: int | None = None
+    logprobs: int | None = None
+    """Score each token, and name this many of the likeliest in its place; None: no scores."""
+    echo: bool = False
+    """Score the prompt's tokens too. Then `max_new_tokens` may be 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +44,54 @@ class Token:
     id: int | None
     """None when the row ends without a further token: its stop token is not part of the answer."""
     finish: Literal["stop", "length"] | None = None
+    scores: tuple[Scored, ...] = ()
+    """With logprobs: this token's, and before it those of an echoed prompt. A stop token has its score, too."""
 
 
 def generate(model, requests: list[Request], stop_ids: set[int],
              cancelled: Callable[[int], bool] = lambda _row: False) -> Iterator[Token]:
-    """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens."""
+    """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens.
+
+    The log-probabilities are the model's own: temperature and top_p decide what is drawn, not what is reported.
+    """
     device = next(model.parameters()).device
     samplers = [_Sampler(r, device) for r in requests]
     rows = list(range(len(requests)))
     made = [0] * len(requests)
     last = torch.tensor([-1], device=device)  # a slice would be strided, and matmul would copy the head once a row
     with torch.inference_mode():
-        shared = _shared_prefix([r.prompt for r in requests])
+        echoes = [r.logprobs if r.echo else None for r in requests]
+        scores: list[list[Scored]] = [[] for _ in requests]
+        shared = 0 if any(e is not None for e in echoes) else _shared_prefix([r.prompt for r in requests])
         cache = _prefill(model, requests[0].prompt[:shared], len(requests), last) if shared else None
         ids_BL, mask_BL = _left_padded([r.prompt[shared:] for r in requests], device)
         mask_BL = torch.cat([mask_BL.new_ones(len(rows), shared), mask_BL], 1)
         positions = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, shared:]
+        if any(e is not None for e in echoes):
+            cache, scores = read_prompts(model, [r.prompt for r in requests], echoes, ids_BL, mask_BL, positions)
+            ids_BL, positions = ids_BL[:, -1:], positions[:, -1:]
         while rows:
             out = model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions, past_key_values=cache,
                         use_cache=True, logits_to_keep=last)
             cache = out.past_key_values
-            chosen_B = [samplers[row](logits_V) for row, logits_V in zip(rows, out.logits[:, -1].float(), strict=True)]
+            logits_BV = out.logits[:, -1].float()
+            chosen_B = [samplers[row](logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
             stay = []
             for at, (row, token) in enumerate(zip(rows, chosen_B, strict=True)):
+                request, said = requests[row], scores[row]
+                scores[row] = []
+                if not request.max_new_tokens:
+                    yield Token(row, None, "length", tuple(said))
+                    continue
+                if request.logprobs is not None:
+                    said = said + score(logits_BV[at : at + 1], [token], request.logprobs)
                 made[row] += 1
                 if cancelled(row) or token in stop_ids:
-                    yield Token(row, None, "stop")
-                elif made[row] == requests[row].max_new_tokens:
-                    yield Token(row, token, "length")
+                    yield Token(row, None, "stop", tuple(said))
+                elif made[row] == request.max_new_tokens:
+                    yield Token(row, token, "length", tuple(said))
                 else:
-                    yield Token(row, token)
+                    yield Token(row, token, None, tuple(said))
                     stay.append(at)
             if not stay:
                 return

@@ -63,6 +63,9 @@ RISING_NATS = 0.02
 RISEN_SHARE = 0.05
 """The last evaluation has no successors to confirm it, so it has to be worse by more."""
 
+FORGOTTEN_NATS, FORGOTTEN_TIMES = 0.5, 2
+"""Neutral text costs half a nat a token more than before, twice in a row: its perplexity is 1.65 times the base's."""
+
 Warned = dict
 """`{code, step, message, fix}`: one entry of run.json's `warnings`."""
 
@@ -84,7 +87,7 @@ class Health:
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._levels: deque[float] = deque(maxlen=WINDOW)
         self._lowest_window = float("inf")
-        self._exploded = self._diverged = self._dead = 0
+        self._exploded = self._diverged = self._dead = self._forgetting = 0
         self._warned: set[str] = set()
 
     @property
@@ -94,7 +97,9 @@ class Health:
 
     def observe(self, record: dict) -> list[Warned]:
         """What a person should know after this record. Raises TrainingError when the run should not go on."""
-        found = self._held_out(record["step"], record["eval_loss"]) if "eval_loss" in record else self._step(record)
+        found = (self._held_out(record["step"], record["eval_loss"]) if "eval_loss" in record else
+                 self._drifted(record["step"], record["drift_kl"], record["drift_loss"]) if "drift_kl" in record else
+                 self._step(record))
         fresh = [w for w in found if w["code"] not in self._warned]
         self._warned |= {w["code"] for w in fresh}
         return fresh
@@ -185,6 +190,17 @@ class Health:
         return [_warning("overfit", step, f"the held-out loss rises since step {lowest_at}, from {lowest:.4g} to "
                          f"{since[-1]:.4g} at step {step}, while the training loss fell from {here:.4g} to {there:.4g}",
                          "set train.early_stop or train.checkpoint.keep_best, train fewer epochs, or bring more data")]
+
+
+    # ---- drift on neutral text ---------------------------------------------------------------------------------------
+
+    def _drifted(self, step: int, kl: float, loss: float) -> list[Warned]:
+        self._forgetting = self._forgetting + 1 if loss > FORGOTTEN_NATS else 0
+        if self._forgetting < FORGOTTEN_TIMES:
+            return []
+        return [_warning("drift", step, f"the model forgets: neutral text costs it {loss:.2f} nats a token more than its base, "
+                         f"and its next words are {kl:.2f} nats from the base's",
+                         "lower train.learning_rate, train fewer epochs, or mix in other rows with data.replay")]
 
 
 def _warning(code: str, step: int, message: str, fix: str) -> Warned:

@@ -59,6 +59,8 @@ class Training:
     """{part of a parameter's name: its learning rate over the others'} (LoRA+)."""
     first_loss: Callable[[list], float | None] = lambda _packs: None
     """What the loss of packs must be before step 1, as far as that is known."""
+    drift: Callable[[], dict[str, float]] | None = None
+    """How far the model as it is has moved on neutral text, where the recipe asks for it (`training.drift`)."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: Any = field(init=False)
 
@@ -140,6 +142,18 @@ def train(t: Training, start: int = 0) -> Outcome:
                 check_adapter(t.model, step)
                 checkpoint.save_best(t.run_dir, step, t.model)
 
+        def drifted(step: int) -> None:
+            t.model.eval()
+            record = t.drift()
+            t.model.train()
+            if not all(map(math.isfinite, record.values())):
+                raise overflow(f"step {step}: on neutral text {record}")
+            _write(t.run_dir, {"step": step} | record)
+            t.on_metrics(step, record)
+            lines.note(f"step {step}: on neutral text {record['drift_kl']:.4f} nats from the base, its loss "
+                       f"{record['drift_loss']:+.4f}")
+            judge({"step": step} | record)
+
         def halved(tokens: int) -> None:
             lines.note(f"memory does not hold a pack of {tokens} tokens: it is trained in halves, which give the same step")
             t.on_event("halved", tokens=tokens)
@@ -172,6 +186,8 @@ def train(t: Training, start: int = 0) -> Outcome:
             if last or (t.config.eval_every_steps and done % t.config.eval_every_steps == 0):
                 held_out(done)
             last = last or health.exhausted
+            if t.drift and (last or done % t.config.drift_every_steps == 0):
+                drifted(done)
             if done == MOVED_AFTER:
                 check_adapter(t.model, done)
             if last or stop or done % t.config.checkpoint.every_steps == 0:

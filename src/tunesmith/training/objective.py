@@ -179,10 +179,10 @@ def _teacher_model(teacher: Base, recipe: Recipe, facts: dict, say: Say) -> tupl
 
     from tunesmith.engine import fast
     from tunesmith.methods import lora
-    from tunesmith.recipe.methods import Method
+    from tunesmith.recipe.methods import Lora
 
     state = torch.get_rng_state()
-    model = lora.attach(model_of(teacher, getattr(torch, facts["dtype"]), facts["device"]), Method(rank=1), teacher.ref)
+    model = lora.attach(model_of(teacher, getattr(torch, facts["dtype"]), facts["device"]), Lora(rank=1), teacher.ref)
     torch.set_rng_state(state)
     reason = "as the student" if facts["engine"] == "plain" else fast.why_not(model, recipe.data.max_tokens)
     if reason is None:

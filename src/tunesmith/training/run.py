@@ -279,7 +279,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     from tunesmith import methods
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith.training import checkpoint, loop
+    from tunesmith.training import checkpoint, drift, loop
     from tunesmith.training import objective as objectives
     from tunesmith.training.extend import earlier_schedules
     from tunesmith.training.health import check_trained
@@ -301,7 +301,6 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     facts = {"engine": engine, "kernels": kernels, "dtype": state["dtype"], "device": state["device"]}
     made = objectives.make(loaded, base, dataset, model, facts, (steps, held_out), state.get("reference"), say)
     tracker = _tracker(run, loaded, dataset)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def shares(step: int, found: dict[str, float]) -> None:
         run.update(gradient_shares=run.state.get("gradient_shares", {}) | {str(step): found})
@@ -309,7 +308,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     training = loop.Training(run.path, recipe.train, model, made.objective, steps, made.train,
                              [[made.held_out(r) for r in s.rows] for s in held_out],
                              _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
-                             earlier_schedules(state), methods.learning_rate_ratios(recipe.method), made.first_loss)
+                             earlier_schedules(state), methods.learning_rate_ratios(recipe.method), made.first_loss,
+                             drift.during_training(recipe, model, tokenizer_for(base, loaded), engine))
     start = 0
     if newest := checkpoint.newest_whole(run.path, say):
         start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
@@ -321,8 +321,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     if made.reference:
         run.update(reference=made.reference)
     run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine, kernels=kernels,
-               trainable_parameters=trainable, total_steps=len(steps), error=None,
-               rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id,
+               trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), total_steps=len(steps),
+               rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id, error=None,
                warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
     try:
         outcome = loop.train(training, start)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.finding import Finding
 from tunesmith.data.quality.answers import Answers
+from tunesmith.data.quality.compliance import Compliance
 from tunesmith.data.quality.damage import Damage
 from tunesmith.data.quality.facts import Facts
 from tunesmith.data.quality.labels import Labels
@@ -67,7 +68,7 @@ def show(row: Row, family: str, region: str = REGION) -> str:
 
 def _judges(region: str, languages: Languages) -> list:
     """Fresh detectors, those with a verdict on each row; the one of languages is shared with the statistics."""
-    return [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals()]
+    return [Privacy(region), Damage(), Markup(), languages, Answers(), Refusals(), Compliance()]
 
 
 def inspect(rows: Iterable[Row], region: str = REGION) -> list[Finding]:
