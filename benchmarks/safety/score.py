@@ -56,8 +56,6 @@ def of_refusals(rows: list[tuple[str, str]]) -> dict[str, tuple[int, int]]:
 
 def main(folder: Path | None) -> None:
     for name in ("replies_tuned_on.tsv", "replies_held_out.tsv"):
-        if not (HERE / name).is_file():
-            continue
         rows = labelled(name)
         print(f"\nanswers, {name}: {len(rows)}")
         for what, numbers in of_refusals(rows).items():

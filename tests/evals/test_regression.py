@@ -106,7 +106,8 @@ def test_a_planted_drop_is_found_with_its_tag_and_none_where_there_is_none():
     assert part["tags"]["knowledge"]["metrics"]["choice"]["ci95"][1] < 0
     assert part["tags"]["grammar"]["metrics"]["choice"]["delta"] == 0
     same = compare_suite(suite, {"zero_shot": said(suite.items, lost), "tuned": said(suite.items, lost)})
-    assert same["metrics"]["choice"]["delta"] == 0 and same["metrics"]["choice"]["ci95"] == [0, 0]
+    low, high = same["metrics"]["choice"]["ci95"]
+    assert same["metrics"]["choice"]["delta"] == 0 and -0.03 < low <= 0 <= high < 0.03
 
 
 # ---- earlier releases ------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def resolved(project, **changes) -> Run:
 def test_the_report_has_what_readers_and_gates_rely_on(finished):
     report = finished.report
     assert report.keys() == {"version", "name", "created", "run_id", "base", "adapter", "dataset", "settings", "primary",
-                             "target", "sets", "effect", "training", "baselines", "verdict", "worry"}
+                             "target", "sets", "effect", "drift", "training", "baselines", "verdict", "worry"}
     assert report["adapter"].keys() == {"method", "rank", "trainable_parameters", "bytes", "digest"}
     assert report["settings"].keys() == {"samples", "max_new_tokens", "decoding", "seed", "few_shot", "dtype"}
     assert (report["primary"], list(report["sets"])) == ("test", ["test"])
