@@ -121,6 +121,8 @@ def test_a_judge_that_prefers_a_position_makes_no_win(endpoint, verdict, favoure
     found = part["metrics"]["judge"]
     assert (found["tuned"], found["base"], found["delta"]) == (0.5, 0.5, 0)
     assert found["ci95"][0] <= 0 <= found["ci95"][1]
+    low, high = found["systems"]["tuned"]["ci95"]
+    assert low < 0.5 < high, "twelve ties are no certainty"
     assert found["facts"]["order_decided"] == 12 and found["facts"]["position_bias"] == favoured
 
 

@@ -119,8 +119,9 @@ def recipe_text(loaded: Loaded, tests: dict[str, str]) -> str:
         measured["suites"] = _absolute(measured["suites"], loaded)
     if documents := measured.get("retrieval"):
         documents["documents"] = _absolute(documents["documents"], loaded)
-        if (loaded.folder / Path(documents.get("embedder", "pypi:")).expanduser()).is_dir():
-            documents["embedder"] = _absolute(documents["embedder"], loaded)
+    for part in filter(None, (measured, documents)):
+        if (loaded.folder / Path(part.get("embedder", "pypi:")).expanduser()).is_dir():
+            part["embedder"] = _absolute(part["embedder"], loaded)
     head = f"# Made by `tunesmith data curate` from {loaded.path}: the same recipe over the rows it proposed.\n"
     return head + yaml.safe_dump(said | {"base": base, "data": data}, sort_keys=False, allow_unicode=True, width=120)
 

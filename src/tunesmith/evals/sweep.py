@@ -148,6 +148,8 @@ def _recipe_text(original: Loaded, one: Combination) -> str:
     measured = dict(one.said.get("eval") or {})
     if "suites" in measured:
         measured["suites"] = absolute(measured["suites"])
+    if "embedder" in measured:
+        measured["embedder"] = model(measured["embedder"])
     if documents := measured.get("retrieval"):
         documents = documents | {"documents": absolute(documents["documents"])}
         measured["retrieval"] = documents | ({"embedder": model(documents["embedder"])} if "embedder" in documents else {})
