@@ -93,3 +93,10 @@ def test_amounts_carry_their_unit(value, unit, signed, said):
 def test_levels_carry_their_unit():
     assert [level(0.5, "share"), level(31.24, "score"), level(2.5, "nats"), level(3.1, "ratio")] == [
         "50.0%", "31.2", "2.5 nats", "3.1"]
+
+
+def test_nothing_is_recommended_that_is_no_better_than_the_base():
+    found = only(compared(report(zero_shot=[i < 30 for i in range(N)], tuned=[i < 29 for i in range(N)],
+                                 few_shot=[i < 30 for i in range(N)]), "exact_match"))
+    assert found["call"] == "not_shown" and "neither the fine-tune nor the base with 3 examples" in found["message"]
+    assert "Prefer" not in found["message"]

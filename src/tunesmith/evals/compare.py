@@ -15,8 +15,7 @@ from tunesmith.evals.statistics import Paired, paired
 from tunesmith.recipe.evaluation import Eval
 
 BASE, TUNED = "zero_shot", "tuned"
-BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "nats": (0.0, None), "ratio": (0.0, None),
-          "cosine": (-1.0, 1.0)}
+BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "cosine": (-1.0, 1.0), "nats": (0.0, None), "ratio": (0.0, None)}
 """The least and the most that a metric of this unit can be."""
 PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
 """Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
@@ -97,8 +96,8 @@ def difference(metric: Metric, parts: dict[str, np.ndarray], a: str, b: str) -> 
 
 def change_of(metric: Metric, base_NS: np.ndarray, tuned_NS: np.ndarray) -> Paired:
     """How sure the difference of two systems is, item by item, second minus first."""
-    most = BOUNDS.get(metric.unit, (None, None))[1]
-    return paired(metric.value, base_NS, tuned_NS, mean=metric.is_mean, span=most)
+    low, high = BOUNDS.get(metric.unit, (None, None))
+    return paired(metric.value, base_NS, tuned_NS, mean=metric.is_mean, span=None if high is None else high - low)
 
 
 def value(metric: Metric, parts_NS: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from tunesmith.evals.items import Outcome, Suite
 from tunesmith.evals.metrics import METRICS
 from tunesmith.evals.statistics import Z95, interval, items_of
 from tunesmith.evals.systems import System, ask
+from tunesmith.evals.words import amount
 from tunesmith.recipe.evaluation import Noise
 
 APART = 1_000_003
@@ -56,7 +57,7 @@ def words(part: dict) -> list[str]:
     said = []
     for m in part["metrics"].values():
         if noise := m.get("noise"):
-            most = f"{100 * noise['floor']:.3g} points" if m["unit"] == "share" else f"{noise['floor']:.3g}"
+            most = amount(noise["floor"], m["unit"])
             within = abs(m["delta"]) <= noise["floor"]
             said.append(f"sampling twice at temperature {noise['temperature']:g} moves the base's {m['label']} by up to {most}"
                         + (": the change is within that noise" if within else ""))

@@ -52,7 +52,7 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
             {
                 "key": name,
                 "name": words(name),
-                "anchor": charts.anchor(name),
+                "anchor": f"set-{name}",
                 "kind": kind_of(one_set),
                 "primary": name == report["primary"],
                 "broad": len(systems) > MOST_SYSTEMS,
@@ -113,7 +113,7 @@ def overview(report: dict[str, Any]) -> dict[str, Any] | None:
     for name in set_order(report):
         one_set = report["sets"][name]
         head = headline(report, one_set)
-        found = {"name": words(name), "anchor": charts.anchor(name), "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
+        found = {"name": words(name), "anchor": f"set-{name}", "kind": kind_of(one_set), "n": f"{one_set['n']:,}",
                  "primary": name == report["primary"]}
         rows.append(found | (compared(one_set["metrics"][head], reach) if head else {"metric": None}))
     scales = {}

@@ -59,11 +59,12 @@ def _compared(report: dict, name: str, metric: str, pair: dict) -> dict:
     low, high = (amount(end, m["unit"], signed=True) for end in pair["ci95"])
     values = f"{m['label']} {ours} against {theirs}, {amount(pair['delta'], m['unit'], signed=True)}, 95% interval " \
              f"{low.split(' ')[0]} to {high}"
-    message = _documents(said, b, values, part["n"]) if a == "tuned_retrieval" else _base(report, said, part, b, values)
+    message = _documents(said, b, values, part["n"]) if a == "tuned_retrieval" else _base(
+        report, said, part, b, values, _no_better_than_the_base(m, a, b))
     return {"set": name, "metric": metric, **pair, "call": said, "message": f"On {name}, {message}"}
 
 
-def _base(report: dict, said: str, part: dict, helped: str, values: str) -> str:
+def _base(report: dict, said: str, part: dict, helped: str, values: str, idle: bool) -> str:
     """Fine-tune against the base with help."""
     way, other = FIXES[helped], _way(report, helped)
     cost = _cost(part, helped)
@@ -72,10 +73,18 @@ def _base(report: dict, said: str, part: dict, helped: str, values: str) -> str:
     if said == WORSE:
         return (f"{other} beats the fine-tune ({values}). Use {way}, which needs no training, or give the fine-tune more or "
                 "better data and measure again.")
+    if idle:
+        return (f"neither the fine-tune nor {other} scores better than the base as it is ({values}): there is no reason yet "
+                "for either.")
     power = part.get("power") or "More items could tell them apart"
     reason = f"the length of the prompt matters ({cost})" if cost else "the prompt has no room for it"
     return (f"{other} is as good as the fine-tune, as far as {part['n']} items can tell: not shown to be worse ({values}). "
             f"Prefer {way}, which needs no training, unless {reason}. {power}.")
+
+
+def _no_better_than_the_base(m: dict, *systems: str) -> bool:
+    sign = 1 if m["higher_is_better"] else -1
+    return all(sign * (m["systems"][s]["value"] - m["base"]) <= 0 for s in systems)
 
 
 def _documents(said: str, other: str, values: str, n: int) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,7 @@ class Item(Section):
     correct: Text | int | None = None
     """Which of `choices` is right: its text, or its number, the first being 0."""
     regex: str | None = None
-    """Pattern that a right answer contains (Python's syntax)."""
+    """Pattern that a right answer contains (syntax of the package `regex`, which knows Python's)."""
     json_schema: dict[str, Any] | None = None
     """JSON Schema that a right answer fits."""
     tags: list[Text] = []
@@ -68,9 +67,11 @@ class Item(Section):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
+        import regex
+
         try:
-            re.compile(pattern or "")
-        except (re.error, RecursionError, OverflowError) as error:
+            regex.compile(pattern or "")
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a pattern: {error}") from None
         return pattern
 

@@ -98,7 +98,7 @@ def test_the_author_is_closer_than_another(real):
     assert real["two_sample"]["zero_shot"]["accuracy"] > real["two_sample"]["tuned"]["accuracy"]
     sure = [line["closer"] for line in real["profile"].values() if line["sure"]]
     assert len(sure) >= 3 and sure.count("tuned") >= len(sure) - 1
-    assert verdict(real["distances"]["delta"]).startswith("In function words the tuned model is closer")
+    assert verdict(real["distances"]).startswith("In function words the tuned model is closer")
 
 
 def test_a_worse_model_is_called_worse(real):
@@ -106,8 +106,13 @@ def test_a_worse_model_is_called_worse(real):
     d = real["distances"]["delta"]
     swapped = d | {"systems": {"zero_shot": d["systems"]["tuned"], "tuned": d["systems"]["zero_shot"]},
                    "delta": -d["delta"], "ci95": [-d["ci95"][1], -d["ci95"][0]]}
-    assert "farther" in verdict(swapped)
-    assert verdict(d | {"ci95": [-0.1, 0.1]}).startswith("No difference")
+    still = d | {"ci95": [-0.1, 0.1]}
+    far, near = {"label": "punctuation", "ci95": [0.1, 0.2]}, {"label": "sentences", "ci95": [-2, -1]}
+    assert "farther from the author" in verdict({"delta": swapped})
+    assert verdict({"delta": still}).startswith("In function words no difference")
+    moved = verdict({"delta": still, "marks": far, "lengths": near})
+    assert moved.endswith("The tuned model is closer in sentences, and farther in punctuation.")
+    assert verdict({"delta": still, "marks": far | {"ci95": [-0.1, 0.1]}}) == verdict({"delta": still})
 
 
 def test_a_parrot_is_a_worry_and_an_honest_text_is_none(austen, held, real):
@@ -128,7 +133,7 @@ def test_short_output_is_a_worry(austen, held):
 
 def test_the_section_says_what_the_report_says(styled, real):
     report = styled.report
-    report["style"] |= real | {"verdict": verdict(real["distances"]["delta"])}
+    report["style"] |= real | {"verdict": verdict(real["distances"])}
     report["style"]["items"][0]["texts"]["tuned"] = "<script>alert(1)</script>"
     page = render_report(report)
     assert 'id="style"' in page and "<script>alert" not in page

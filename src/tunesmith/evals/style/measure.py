@@ -66,7 +66,7 @@ def measure_style(model, tokenizer, dataset: Dataset, recipe: Recipe, folder: Pa
     found["items"] = [{"id": row.where, "request": row.prompt, "author": row.answer,
                        "texts": {s: texts[i][0] for s, texts in said.items()},
                        "stopped": {s: texts[i][1] for s, texts in said.items()}} for i, row in enumerate(held)]
-    found["verdict"] = verdict(found["distances"]["delta"])
+    found["verdict"] = verdict(found["distances"])
     found["worry"] = worries(found, settings.copied_words)
     say(found["verdict"])
     return found
@@ -188,8 +188,17 @@ def write(model, tokenizer, rows: Sequence[Row], settings, seed: int) -> list[tu
                    temperature=settings.temperature, top_p=settings.top_p, seed=seed)
 
 
-def verdict(delta: dict) -> str:
-    """One sentence about function words, the distance that says least of the topic."""
+def verdict(distances: dict) -> str:
+    """A sentence about function words, the distance that says least of the topic, and one about the others if they moved."""
+    moved = {"closer": [], "farther": []}
+    for name, found in distances.items():
+        if name != "delta" and None not in found["ci95"] and (found["ci95"][1] < 0 or found["ci95"][0] > 0):
+            moved["closer" if found["ci95"][1] < 0 else "farther"].append(found["label"])
+    others = [f"{way} in {' and '.join(labels)}" for way, labels in moved.items() if labels]
+    return _of_words(distances["delta"]) + (f" The tuned model is {', and '.join(others)}." if others else "")
+
+
+def _of_words(delta: dict) -> str:
     base, tuned, own = delta["systems"][ZERO_SHOT]["value"], delta["systems"][TUNED]["value"], delta["self"]["value"]
     if None in (base, tuned, own):
         return "The style was not measured: the author's text has too few frequent words."
@@ -199,7 +208,7 @@ def verdict(delta: dict) -> str:
         return f"In function words the tuned model is closer to the author than the base {numbers}."
     if low > 0:
         return f"In function words the tuned model is farther from the author than the base {numbers}."
-    return f"No difference between tuned and base in their distance to the author is shown {numbers}."
+    return f"In function words no difference between tuned and base is shown {numbers}."
 
 
 def worries(found: dict, copied_words: int) -> list[str]:

@@ -21,8 +21,10 @@ def target(evidence: Evidence) -> Gate:
     part = evidence.report["sets"][name]
     measured = part["metrics"].get(rule.metric)
     if measured is None:
-        return Gate("target", "not_measured", facts | {"message": f"the report does not measure {rule.metric}",
-                                                       "fix": "add it to eval.metrics and evaluate again"})
+        why = part.get("not_measured", {}).get(rule.metric, {})
+        return Gate("target", "not_measured", facts | {
+            "message": f"the report does not measure {rule.metric}" + (f": {why['reason']}" if why else ""),
+            "fix": why.get("fix") or "add it to eval.metrics and evaluate again"})
     found = claim(part, name, rule.metric, rule.min_gain)
     low, high = found.ci95
     p_value = measured.get("p_value")
