@@ -16,7 +16,7 @@ from tunesmith import methods
 from tunesmith.engine import fast, plain
 from tunesmith.evals.drift import summed_up
 from tunesmith.objectives.sft import sample
-from tunesmith.recipe.methods import Full, Method
+from tunesmith.recipe.methods import Full, Lora
 from tunesmith.training.drift import Moved, during_training, moved, neutral
 from tunesmith.training.health import FORGOTTEN_NATS, Health
 from tunesmith.training.run import Run, train
@@ -28,7 +28,7 @@ def model(tiny_base):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    made = methods.attach(AutoModelForCausalLM.from_pretrained(tiny_base), Method(rank=4, alpha=8), str(tiny_base))
+    made = methods.attach(AutoModelForCausalLM.from_pretrained(tiny_base), Lora(rank=4, alpha=8), str(tiny_base))
     with torch.no_grad():
         for name, p in made.named_parameters():
             if "lora_B" in name:
