@@ -31,7 +31,8 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.getLogger("peft").setLevel(logging.ERROR)
+    for library in ("peft", "bitsandbytes"):  # the second, which the first loads, misses a package that we do not need
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
