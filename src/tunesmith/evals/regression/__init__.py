@@ -15,6 +15,8 @@ from tunesmith.evals.regression import goldens
 from tunesmith.evals.strata import stratified
 from tunesmith.recipe.evaluation import Regression
 
+METRICS = ("choice", "ece", "brier")
+"""Multiple choice: what it knows, and whether it knows when it does not."""
 GENERAL = Path(__file__).with_name("general.jsonl")
 
 
@@ -23,7 +25,7 @@ def suites(wanted: Regression, name: str, run_id: str, seed: int) -> list[Suite]
     found = []
     if wanted.suite:
         items = stratified(general(), wanted.items, f"{seed}/regression")
-        found.append(Suite("general", "regression", items, ("choice",), "ships with Tunesmith: docs/safety.md", 1))
+        found.append(Suite("general", "regression", items, METRICS, "ships with Tunesmith: docs/safety.md", 1))
     if wanted.goldens and (earlier := goldens.suite(name, run_id)):
         found.append(earlier)
     return found
