@@ -10,6 +10,7 @@ import yaml
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.slow
 def test_style_runs_from_raw_chapters_to_a_judged_run(cli, tmp_path):
     made = json.loads(cli("init", tmp_path / "mine", "--example", "style", "--json", check=0).stdout)
     recipe = tmp_path / "mine" / "recipe.yaml"
