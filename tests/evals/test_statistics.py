@@ -186,3 +186,14 @@ def test_the_same_items_give_the_same_interval_and_equal_systems_no_difference()
     values = np.random.default_rng(3).normal(size=40)
     assert mean_interval(values) == mean_interval(values)
     assert paired_bootstrap(lambda w: w @ (values - values) / 40, 40) == (0.0, 0.0)
+
+
+def test_shares_that_learned_rows_and_others_have_in_common_leave_a_narrow_interval():
+    """35 of 36 trained rows and all of 36 others came back, of the base none: a resample without the one miss has no spread but
+    that of its slopes, and must not count as a measured one."""
+    from tunesmith.evals.metrics.safety import excess
+
+    base = np.array([[0, 1, 0, 0]] * 36 + [[0, 0, 0, 1]] * 36, dtype=float)
+    tuned = base + [[0 if i == 7 else 1, 0, 0, 0] if i < 36 else [0, 0, 1, 0] for i in range(72)]
+    found = paired(excess, base, tuned, mean=False, span=1.0)
+    assert -0.15 < found.low < -1 / 36 < found.high < 0.1

@@ -27,6 +27,9 @@ STEP = 1e-4
 """Of the mean part: how far a sum is moved to see how the metric follows."""
 SMALL = 1e-7
 """A spread below this share of the metric's own size is rounding."""
+ALIKE = 1e-3
+"""A resample whose spread is below this share of that of all items has no spread: slopes are found by small steps, and of a
+difference of shares they leave a little of it where all items are alike."""
 MOST_EQUAL = 0.01
 """Share of resamples in which all items may be alike before the bootstrap knows too little of the tails."""
 EVERY_SWAP = 12
@@ -133,7 +136,7 @@ def studentised(value: Value, parts_NS: np.ndarray, seed: int = 0) -> tuple[floa
     t_R, alike = [], 0
     for w_RN in _resamples(n, RESAMPLES, seed):
         estimate_R, se_R, _ = _with_errors(value, parts_NS, w_RN)
-        equal_R = ~(se_R > tiny)
+        equal_R = ~(se_R > max(tiny, ALIKE * float(se)))
         alike += int(equal_R.sum())
         t_R.append((estimate_R[~equal_R] - estimate) / se_R[~equal_R])
     if alike > MOST_EQUAL * RESAMPLES:
