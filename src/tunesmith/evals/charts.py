@@ -62,7 +62,8 @@ def scale_from_zero(values: Iterable[Any], *, at_least: float | None = None) -> 
 
 
 def metric_scales(sets: dict[str, Any]) -> dict[str, Scale]:
-    """One scale for each metric, the same in every set; shares stand on one axis that reaches 100%, scores on one to 100."""
+    """One scale for each metric, the same in every set. Shares stand on one axis that reaches 100%, differences of shares on
+    another, scores on one to 100."""
     values: dict[str, list[Any]] = {}
     for one_set in sets.values():
         for name, metric in one_set["metrics"].items():
@@ -73,11 +74,13 @@ def metric_scales(sets: dict[str, Any]) -> dict[str, Scale]:
 
 
 def axis_of(name: str, metric: dict[str, Any]) -> str:
+    if metric["unit"] == "share" and any(score["value"] < 0 for score in metric["systems"].values()):
+        return "share, less another"  # below zero there is nothing for the others to show
     return metric["unit"] if metric["unit"] in ("share", "score") else name
 
 
 def tick_label(tick: float, axis: str) -> str:
-    return (f"{100 * tick:g}%" if axis == "share" else f"{tick:,g}").replace("-", "−")
+    return (f"{100 * tick:g}%" if axis.startswith("share") else f"{tick:,g}").replace("-", "−")
 
 
 def dots(metric: dict[str, Any], systems: Sequence[str], scale: Scale) -> list[dict[str, Any]]:

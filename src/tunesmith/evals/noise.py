@@ -46,10 +46,14 @@ def noise_of(model, tokenizer, suite: Suite, settings: Noise, *, batch_size: int
 
 
 def add(part: dict, found: dict[str, dict]) -> None:
-    """Put it into the report's set: `noise` of each metric, and a sentence each into the set's `note`."""
+    """Put it into the report's set: `noise` of each metric, and a sentence about all of them into the set's `note`."""
     for name, noise in found.items():
         part["metrics"][name]["noise"] = noise
-    part["note"] = ". ".join(words(part))
+    if found:
+        metrics = [part["metrics"][name] for name in found]
+        moved = [f"{m['label']} by up to {amount(m['noise']['floor'], m['unit'])}" for m in metrics]
+        part["note"] = (f"Sampling twice at temperature {metrics[0]['noise']['temperature']:g} moves the base's "
+                        + " and ".join(filter(None, (", ".join(moved[:-1]), moved[-1]))))
 
 
 def words(part: dict) -> list[str]:

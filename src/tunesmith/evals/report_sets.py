@@ -6,7 +6,7 @@
 from collections import Counter
 from typing import Any
 
-from tunesmith.evals import charts, noise
+from tunesmith.evals import charts
 from tunesmith.evals.charts import shown, span
 from tunesmith.evals.report_items import anchor_for, case_view, lead_metric, shared_opening
 from tunesmith.evals.report_words import SYSTEMS, label, metric_label, words
@@ -58,7 +58,7 @@ def set_views(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, s
                 "broad": len(systems) > MOST_SYSTEMS,
                 "source": one_set["source"],
                 "n": one_set["n"],
-                "note": ". ".join(filter(None, (one_set.get("power"), *noise.words(one_set), one_set.get("note")))),
+                "note": ". ".join(filter(None, (one_set.get("power"), one_set.get("note")))),
                 "systems": [(key, label(key)) for key in systems],
                 "figures": figures(one_set["metrics"], systems, scales),
                 "rows": [metric_row(metric, systems) for metric in one_set["metrics"].values()],
