@@ -100,3 +100,12 @@ def test_nothing_is_recommended_that_is_no_better_than_the_base():
                                  few_shot=[i < 30 for i in range(N)]), "exact_match"))
     assert found["call"] == "not_shown" and "neither the fine-tune nor the base with 3 examples" in found["message"]
     assert "Prefer" not in found["message"]
+
+
+def test_a_gain_that_is_not_shown_does_not_make_useless_help_worth_having():
+    """Two lucky rows of the fine-tune, and examples that changed nothing: no reason for either. Control: some that help."""
+    lucky = {"zero_shot": [False] * N, "tuned": [i < 2 for i in range(N)]}
+    found = only(compared(report(**lucky, few_shot=[False] * N), "exact_match"))
+    assert "neither" in found["message"] and "Prefer" not in found["message"]
+    found = only(compared(report(**lucky, few_shot=[i < 3 for i in range(N)]), "exact_match"))
+    assert found["call"] == "not_shown" and "Prefer" in found["message"]

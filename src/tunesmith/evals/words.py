@@ -60,7 +60,7 @@ def _compared(report: dict, name: str, metric: str, pair: dict) -> dict:
     values = f"{m['label']} {ours} against {theirs}, {amount(pair['delta'], m['unit'], signed=True)}, 95% interval " \
              f"{low.split(' ')[0]} to {high}"
     message = _documents(said, b, values, part["n"]) if a == "tuned_retrieval" else _base(
-        report, said, part, b, values, _no_better_than_the_base(m, a, b))
+        report, said, part, b, values, _no_better_than_the_base(m, b))
     return {"set": name, "metric": metric, **pair, "call": said, "message": f"On {name}, {message}"}
 
 
@@ -74,17 +74,19 @@ def _base(report: dict, said: str, part: dict, helped: str, values: str, idle: b
         return (f"{other} beats the fine-tune ({values}). Use {way}, which needs no training, or give the fine-tune more or "
                 "better data and measure again.")
     if idle:
-        return (f"neither the fine-tune nor {other} scores better than the base as it is ({values}): there is no reason yet "
-                "for either.")
+        return (f"neither the fine-tune nor {other} is shown to be better than the base as it is ({values}): there "
+                "is no reason yet for either.")
     power = part.get("power") or "More items could tell them apart"
     reason = f"the length of the prompt matters ({cost})" if cost else "the prompt has no room for it"
     return (f"{other} is as good as the fine-tune, as far as {part['n']} items can tell: not shown to be worse ({values}). "
             f"Prefer {way}, which needs no training, unless {reason}. {power}.")
 
 
-def _no_better_than_the_base(m: dict, *systems: str) -> bool:
+def _no_better_than_the_base(m: dict, helped: str) -> bool:
+    """The base with help does not even score better than without, and the fine-tune is not shown to."""
     sign = 1 if m["higher_is_better"] else -1
-    return all(sign * (m["systems"][s]["value"] - m["base"]) <= 0 for s in systems)
+    return (sign * (m["systems"][helped]["value"] - m["base"]) <= 0
+            and call(m["delta"], m["ci95"], m["higher_is_better"]) != BETTER)
 
 
 def _documents(said: str, other: str, values: str, n: int) -> str:
