@@ -65,8 +65,9 @@ def speaking(words: list[bytes], pause: float = 0.0):
         closing = threading.Event()
 
         def answer(connection):
-            with connection:
-                connection.recv(65536)
+            with connection, connection.makefile("rb") as question:
+                head = {k.lower(): v for k, _, v in (line.partition(b": ") for line in iter(question.readline, b"\r\n"))}
+                question.read(int(head[b"content-length"]))  # what is left unread when it closes would reset the connection
                 for part in words:
                     with suppress(OSError):  # the client has gone
                         connection.sendall(part)
