@@ -200,11 +200,11 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
                           fix="set train.engine: auto")
     if reason:
         say(f"chose engine=plain ({reason})")
+        plain.prepare()
         return "plain", plain.forward_loss
     without = fast.accelerate(model)
     fused = "fused LoRA, " if recipe.method.type in ("lora", "qlora") and not getattr(recipe.method, "dora", False) else ""
-    say(f"chose engine=fast (packed rows, {fused}chunked loss, "
-        + (f"no kernels in C: {without})" if without else "kernels in C)"))
+    say(f"chose engine=fast (packed rows, {fused}chunked loss, {f'no kernels in C: {without}' if without else 'kernels in C'})")
     return "fast", fast.forward_loss
 
 
