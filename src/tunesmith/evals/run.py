@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -210,10 +211,12 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
 
 
 def with_suites(loaded: Loaded, files: Sequence[str]) -> Loaded:
-    """The recipe with more suite files, given relative to where we are."""
+    """The recipe with more suite files, given relative to where we are. Raises UsageError: there is none of that name."""
     if not files:
         return loaded
     more = [str(Path(f).expanduser().absolute()) for f in files]
+    if missing := [f for f in more if not glob.glob(f, recursive=True)]:
+        raise UsageError(f"no suite file {missing[0]!r}", fix="give --suite a file or pattern, relative to where you are")
     known = loaded.recipe.eval
     suites = known.model_copy(update={"suites": list(dict.fromkeys([*known.suites, *more]))})
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": suites}))
