@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 
 SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
@@ -43,13 +44,14 @@ def write_base(folder: Path, layers: int, shard_bytes: int, shape: dict) -> int:
     config.save_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    draw = torch.Generator().manual_seed(0)
+    block = (0.02 * torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
 
     def pieces(shape: tuple[int, ...]):
-        rows = max(1, (1 << 24) // max(1, shape[-1] if len(shape) > 1 else 1))
-        for first in range(0, shape[0], rows):
-            count = min(rows, shape[0] - first)
-            yield (0.02 * torch.randn((count, *shape[1:]), generator=draw)).to(torch.bfloat16)
+        """The same 16 million random numbers again and again."""
+        left = prod(shape)
+        while left > 0:
+            yield block[:left]
+            left -= len(block)
 
     shards: list[list[Planned]] = [[]]
     for name, p in model.named_parameters():

@@ -213,11 +213,7 @@ def test_what_has_no_merged_form_is_not_measured(run, adapter_of, lively_base, m
 
 
 def test_evaluating_a_recipe_with_the_gate_measures_it(run):
-    path = run.path / "recipe.resolved.json"
-    recipe = json.loads(path.read_text())
-    recipe["gates"]["merge"] = {"questions": 3, "new_tokens": 8, "dtypes": ["bfloat16"]}
-    path.write_text(json.dumps(recipe))
-    tunesmith.evaluate(run.path.name)
+    tunesmith.evaluate(gated(run, dtypes=["bfloat16"]))
     released = tunesmith.release(run.path.name)
     gate = next(g for g in released["gates"] if g["name"] == "merge")
     assert gate["verdict"] == "pass" and released["verdict"] == "pass"
@@ -241,25 +237,34 @@ def test_merge_writes_a_model_that_transformers_runs_alone(command, project, tmp
     assert "there already" in refused.stderr
 
 
-def test_merge_of_a_run_for_people(command, project, tmp_path):
-    said = command("merge", project.done["run_id"], tmp_path / "model", check=0).stdout
+def test_merge_of_a_run_for_people(command, run, tmp_path):
+    said = command("merge", gated(run), tmp_path / "model", check=0).stdout
     assert said.startswith("pass: it is the same model") and f"merged model  {tmp_path / 'model'}" in said
 
 
-def test_merge_of_another_model_is_exit_code_3_and_nothing_is_left(command, project, tmp_path, monkeypatch):
+def test_merge_of_another_model_is_exit_code_3_and_nothing_is_left(command, run, tmp_path, monkeypatch):
     right = changes.changes
     monkeypatch.setattr(changes, "changes", lambda *a: a_layer_lost(right(*a)))
-    done = command("merge", project.done["run_id"], tmp_path / "model", "--json", check=3).json
+    done = command("merge", gated(run), tmp_path / "model", "--json", check=3).json
     assert done["verdict"] == "fail" and done["path"] is None and done["probe"]["broken"]
-    assert "nothing was written" in command("merge", project.done["run_id"], tmp_path / "model", check=3).stdout
+    assert "nothing was written" in command("merge", run.path.name, tmp_path / "model", check=3).stdout
     assert not list(tmp_path.glob("*model*")) and not list(tmp_path.glob(".model*"))
 
 
-def test_verify_merge(command, project, monkeypatch):
-    for name in (project.done["run_id"], project.done["release_id"]):
-        proof = command("verify", "merge", name, "--json", check=0).json
-        assert proof["ok"] is True and [m["dtype"] for m in proof["models"]] == ["float32", "bfloat16"]
-    assert command("verify", "merge", name, check=0).stdout.splitlines()[-1].startswith("ok: merged into float32, bfloat16")
+def gated(run: Run, **rule) -> str:
+    """The run's id, once its recipe asks for the gate."""
+    path = run.path / "recipe.resolved.json"
+    recipe = json.loads(path.read_text())
+    recipe["gates"]["merge"] = {"questions": 3, "new_tokens": 8} | rule
+    path.write_text(json.dumps(recipe))
+    return run.path.name
+
+
+def test_verify_merge(command, run, monkeypatch):
+    proof = command("verify", "merge", gated(run), "--json", check=0).json
+    assert proof["ok"] is True and [m["dtype"] for m in proof["models"]] == ["float32", "bfloat16"]
+    name = gated(run, dtypes=["float32"])
+    assert command("verify", "merge", name, check=0).stdout.splitlines()[-1].startswith("ok: merged into float32")
     right = changes.changes
     monkeypatch.setattr(changes, "changes", lambda *a: alpha_a_tenth_more(right(*a)))
     assert "DIFFERENT" in command("verify", "merge", name, check=1).stdout
