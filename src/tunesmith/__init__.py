@@ -23,6 +23,7 @@ from tunesmith.verbs import (
     evaluate,
     import_recipe,
     init,
+    merge,
     prepare,
     promote,
     release,
@@ -33,6 +34,7 @@ from tunesmith.verbs import (
     show_rows,
     sweep,
     train,
+    verify_merge,
     verify_packing,
     verify_quantised,
     verify_release,
@@ -43,7 +45,7 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "prepare",
-    "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
-    "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
+    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "merge",
+    "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_merge",
+    "verify_packing", "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
 ]

@@ -298,6 +298,29 @@ def verify_quantised(recipe: str | Path, *, steps: int = 8, say: Say = _silent) 
     return quantised(recipe, steps, say)
 
 
+def verify_merge(name: str, *, say: Say = _silent) -> dict:
+    """`{ok, message, onto, rounding, models[{dtype, onto, chosen, ratio, mean_kl, ..., broken[]}]}` of a run or a release,
+    merged in a scratch directory, loaded again, and compared with the adapter on its base (`evals.merged.measure`)."""
+    from tunesmith.releases.merge import verify
+
+    release, run = _made(name)
+    return verify(run or release, say)
+
+
+def merge(name: str, directory: str | Path, *, dtype: str | None = None, onto: str | None = None, say: Say = _silent) -> dict:
+    """A run's or release's adapter and base as one model in a new directory, which is left only if it answers as the adapter:
+    `{path, verdict: pass|fail, message, dtype, onto, max_abs_logit_diff, mean_kl, top1_agreement, same_texts, ratio, tied,
+    untied, probe{...}, ...}`; path is None at fail.
+
+    Raises:
+        UsageError: the directory is there. AdapterError: the adapter's method has no merged form.
+    """
+    from tunesmith.releases.merge import merge as merge_made
+
+    release, run = _made(name)
+    return merge_made(run or release, Path(directory), dtype=dtype, onto=onto, say=say)
+
+
 def verify_release(release: str) -> dict:
     """`{identical, message}`. Raises StoreError naming the first file that differs."""
     from tunesmith.releases.bundle import Release

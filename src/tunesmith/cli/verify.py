@@ -50,6 +50,20 @@ def quantised(
 
 
 @app.command()
+def merge(made: Annotated[str, typer.Argument(metavar="RUN|RELEASE")], as_json: Json = False) -> None:
+    """Merged, written and loaded again it answers as the adapter on its base, in every dtype."""
+    from tunesmith import verbs
+
+    proof = verbs.verify_merge(made, say=say)
+    rows = [[m["dtype"] + (f", {m['onto']}" if m["onto"] else ""), f"{m['ratio']:.2g}", f"{m['max_abs_logit_diff']:.1e}",
+             f"{m['mean_kl']:.1e}", f"{m['top1_agreement']:.1%}", f"{m['same_texts']:.0%}",
+             "DIFFERENT" if m["broken"] else "ok"] for m in proof["models"]]
+    emit(proof, as_json, [*table(["merged into", "times rounding", "largest logit", "KL", "same token", "same text", ""], rows),
+                          f"{'ok' if proof['ok'] else 'DIFFERENT'}: {proof['message']}"])
+    raise typer.Exit(0 if proof["ok"] else 1)
+
+
+@app.command()
 def release(name: Annotated[str, typer.Argument(metavar="RELEASE")], as_json: Json = False) -> None:
     """Every file of a release is as it was released."""
     from tunesmith import verbs

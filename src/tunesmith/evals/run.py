@@ -18,7 +18,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError, UsageError
-from tunesmith.evals import noise, shipped, words
+from tunesmith.evals import merged, noise, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
@@ -125,10 +125,12 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
 
         report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
         report["style"]["votes"] = count(report, run.path)
+    del model  # the server and the merged models are loaded by themselves
     if recipe.eval.serving or serving:
-        del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
+    if recipe.gates.merge:
+        report["merge"] = merged.measure_run(run, asked[0].items, recipe.gates.merge, say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])

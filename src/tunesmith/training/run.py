@@ -342,7 +342,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
             say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
                                            "template_fingerprint": run.state["template_fingerprint"],
-                                           "method": recipe.method.model_dump(mode="json")})
+                                           "dtype": run.state["dtype"], "method": recipe.method.model_dump(mode="json")})
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps

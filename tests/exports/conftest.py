@@ -1,0 +1,3 @@
+"""The tiny decoders of the methods' tests, to be merged."""
+
+from tests.methods.conftest import decoder, one_thread  # noqa: F401 - fixtures
