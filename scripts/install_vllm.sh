@@ -19,17 +19,17 @@ if [ -f "$mark" ] && [ "$(cat "$mark")" = "$torch $vllm" ]; then
   exit 0
 fi
 [ -x "$target/bin/python" ] || "$python" -m venv "$target"
-pip=("$target/bin/python" -m pip --disable-pip-version-check --quiet)
+pip=("$target/bin/python" -m pip --disable-pip-version-check -qq)
 "${pip[@]}" install "$torch"
-cuda=$("$target/bin/python" -c 'import torch; print(torch.version.cuda or "")')
+cuda=$("$target/bin/python" -W ignore -c 'import torch; print(torch.version.cuda or "")')
 if [ -n "$cuda" ]; then
   echo "error: $torch is a build for CUDA $cuda here, and vLLM for CPUs needs one without" >&2
   echo "  do:  TORCH='torch==2.13.0+cpu' with an index or --find-links of pip's that has it (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS)" >&2
   exit 2
 fi
-"$target/bin/python" -c 'import torch; print("torch==" + torch.__version__)' > "$target/torch.txt"
+"$target/bin/python" -W ignore -c 'import torch; print("torch==" + torch.__version__)' > "$target/torch.txt"
 "${pip[@]}" install -c "$target/torch.txt" "$vllm"
 # They come along, were built for another torch, and vLLM imports them where it finds them.
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
-"$target/bin/python" -c 'import vllm; print("vllm", vllm.__version__)'
+"$target/bin/python" -W ignore -c 'import vllm; print("vllm", vllm.__version__)'
 echo "$torch $vllm" > "$mark"
