@@ -24,7 +24,8 @@ def arguments():
         shown.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         shown.chmod(0o755)
         env = {"PATH": "/usr/bin:/bin", "VLLM": str(shown)} | environment
-        done = subprocess.run([out / vllm.SCRIPT, "--port", "8123"], env=env, capture_output=True, text=True, check=True, cwd="/")
+        done = subprocess.run([out / vllm.SCRIPT, "--port", "8123"], env=env, capture_output=True, text=True, check=True,
+                              cwd="/")
         return done.stdout.splitlines()
 
     return of
