@@ -55,3 +55,28 @@ def copied(tmp_path):
         return Path(shutil.copytree(path, tmp_path / "copies" / name))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def quantised(asked, tmp_path_factory) -> Asked:
+    """The same for an adapter of QLoRA, with random weights: its reference is on the base in 4 bits."""
+    from dataclasses import replace
+
+    import torch
+
+    from tunesmith import methods
+    from tunesmith.models.load import model_of
+    from tunesmith.recipe.methods import Qlora
+
+    folder = tmp_path_factory.mktemp("qlora")
+    torch.manual_seed(1)
+    model = methods.attach(model_of(asked.job.base, torch.float32), Qlora(type="qlora", rank=4, alpha=8), "tiny")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.05)
+    methods.save(model, folder)
+    job = replace(asked.job, adapter=folder)
+    model = job.adapted()
+    reference = ask(model, job.tokenizer, asked.questions)
+    return Asked(replace(job, rounding=rounding(job, model, asked.questions, reference)), asked.questions, reference)

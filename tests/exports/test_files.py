@@ -104,3 +104,20 @@ def test_methods_without_the_form_are_refused_with_what_to_do(asked, copied, tmp
         with pytest.raises(UsageError, match=kind) as refused:
             module.write(replace(asked.job, adapter=adapter), tmp_path)
         assert refused.value.fix
+
+
+@pytest.mark.slow
+def test_an_adapter_of_qlora_is_itself_merged_and_another_model_in_plain_peft_which_is_said(quantised, tmp_path):
+    job, questions, reference = quantised.job, quantised.questions, quantised.reference
+    for name, module in (("peft", peft), ("merged", merged)):
+        (tmp_path / name).mkdir()
+        module.write(job, tmp_path / name)
+    whole = merged.probe(job, tmp_path / "merged", questions, reference)
+    assert whole["verdict"] == "pass", whole["message"]
+    beside = peft.probe(job, tmp_path / "peft", questions, reference)
+    assert beside["verdict"] == "pass" and beside["base"] == "original", beside["message"]
+    assert beside["mean_kl"] == beside["from_trained"]["mean_kl"] > 100 * whole["mean_kl"]
+    assert beside["difference"]["mean_kl"] <= beside["allowed"]["mean_kl"] < beside["mean_kl"]
+    assert "not the model that was evaluated" in beside["warning"]
+    # the control: held to what was trained, it is refused
+    assert fresh.probe(job, Target(tmp_path / "peft", "peft"), questions, reference)["verdict"] == "fail"

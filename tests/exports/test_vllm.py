@@ -3,6 +3,7 @@
 make test-vllm
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -83,3 +84,32 @@ def test_vllm_refuses_what_we_say_it_refuses(asked, server, out, copied):
         assert not vllm.loadable(replace(asked.job, adapter=adapter))["loads"]
         with pytest.raises(NotServed, match="load_lora_adapter"):
             load(server, out, copied, name, **changes)
+
+
+def test_an_adapter_of_qlora_is_served_on_the_original_base_and_that_is_said(quantised, server):
+    from tunesmith.exports.peft import on_original
+
+    server.post("/v1/load_lora_adapter", {"lora_name": "qlora", "lora_path": str(quantised.job.adapter)})
+
+    def examined(expected):
+        return examine(quantised.job, server, "qlora", quantised.questions, expected, base=True)
+
+    found = on_original(quantised.job, quantised.questions, quantised.reference, examined)
+    assert found["verdict"] == "pass" and found["base"] == "original", found["message"]
+    assert found["mean_kl"] > found["allowed"]["mean_kl"]
+    assert "logits" in examined(quantised.reference)["failed"]  # it is not what was trained
+
+
+def test_a_stop_token_that_is_not_in_the_generation_config_is_refused(asked, out, copied, command):
+    """A server of its own: the answers go on, and the files say why."""
+    path = copied(out, "no-stop")
+    config = path / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 0}))
+    tokenizer = path / "tokenizer"
+    asked.job.tokenizer.save_pretrained(tokenizer)
+    settings = tokenizer / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "<|endoftext|>"}))
+    with vllm_server.serving(path / vllm.SCRIPT, command, flags=["--tokenizer", "tokenizer"]) as running:
+        found = examine(asked.job, running, "tiny", asked.questions, asked.reference)
+    assert found["verdict"] == "fail" and found["failed"][0] == "stops"
+    assert found["stops"]["ran_on"] == found["stops"]["reference_stopped"] > 0 == found["stops"]["stopped"]
