@@ -2,9 +2,11 @@
 
 A format is a module:
 
-    write(job, out) -> dict                       files into the empty directory `out`; returns what is worth knowing of them
+    write(job, out) -> dict                       files into the empty directory `out`; returns what is worth knowing of them,
+                                                  and `library`: whose files they are (Hugging Face: peft, transformers, gguf)
     probe(job, out, asked, reference) -> dict     {verdict: pass|fail|not_measured, message, runtime, fix?, ...} of those files,
                                                   loaded by the program that will run them (`probe.py` for the comparison)
+    how(job, facts) -> str                        how to load it, in Markdown, for its model card
     dtype(job) -> str                             optional: what weights are written in where nobody asks (else as trained)
 
 `max_abs_logit_diff`, `mean_kl` and `top1_agreement` are among what a probe returns where its runtime gives logits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.models.base import Base
 
@@ -55,11 +55,16 @@ class Job:
         first = stop_token(self.tokenizer)
         return [first, *sorted(stop_ids(self.tokenizer) - {first})]
 
-    def adapted(self, dtype: str | None = None):
-        """The adapter on its base, in evaluation mode. Raises BaseModelError or AdapterError."""
+    def adapted(self, dtype: str | None = None, *, onto: Literal["trained", "original"] = "trained"):
+        """The adapter on its base, in evaluation mode; of QLoRA, on the 4-bit base it was trained on or on the original one.
+
+        Raises BaseModelError or AdapterError.
+        """
         import torch
 
         from tunesmith import methods
+        from tunesmith.methods import lora
         from tunesmith.models.load import model_of
 
-        return methods.load(model_of(self.base, getattr(torch, dtype or self.trained_dtype)), self.adapter).eval()
+        load = lora.load if onto == "original" and self.method == "qlora" else methods.load
+        return load(model_of(self.base, getattr(torch, dtype or self.trained_dtype)), self.adapter).eval()
