@@ -17,7 +17,8 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-FORMATS = {"peft": "tunesmith.exports.peft", "merged": "tunesmith.exports.merged", "vllm": "tunesmith.exports.vllm"}
+FORMATS = {"peft": "tunesmith.exports.peft", "merged": "tunesmith.exports.merged", "vllm": "tunesmith.exports.vllm",
+           "gguf": "tunesmith.exports.gguf", "ollama": "tunesmith.exports.ollama"}
 """What `export --format` takes, and the module of each."""
 
 

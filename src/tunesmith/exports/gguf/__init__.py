@@ -1,15 +1,15 @@
 """One file for llama.cpp and all that is built on it: merged weights, tokenizer, chat template and stop tokens in a GGUF.
 
-`--quant f16` (the default), `q8_0`, `bf16` or `f32`. It is asked by llama.cpp itself (`probe.py`).
+`--quant f16` (the default), `q8_0`, `bf16` or `f32`. It is asked by llama.cpp itself (`runtime.py`).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.errors import UsageError
 from tunesmith.exports.job import Job
 from tunesmith.exports.probe import Question, Said
 
@@ -26,18 +26,21 @@ def file_name(job: Job) -> str:
 
 
 def write(job: Job, out: Path) -> dict:
-    """Raises UsageError: a method that has no merged form, or a model or tokenizer that no GGUF is written of (`write.py`)."""
-    from tunesmith.exports.gguf.write import write as write_file
+    """Raises UsageError: a method that has no merged form, or a model or tokenizer that no GGUF is written of (`file.py`)."""
+    from tunesmith.exports import merged
+    from tunesmith.exports.gguf.file import write as write_file
 
+    merged.refuse(job)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merged.") as folder:
-        merged = Path(folder) / "model"
-        _merge(job, merged)
-        facts = write_file(merged, job.tokenizer, job.stops, out / file_name(job), name=job.name, quant=job.quant or DEFAULT)
-    return facts | {"library": "llama.cpp", "file": file_name(job)}
+        checkpoint = Path(folder) / "model"
+        merged.write_weights(replace(job, dtype="float32"), checkpoint)  # rounded once, to what the file holds
+        facts = write_file(checkpoint, job.tokenizer, job.stops, out / file_name(job), name=job.name,
+                           quant=job.quant or DEFAULT)
+    return facts | {"library": "gguf", "file": file_name(job)}
 
 
 def probe(job: Job, out: Path, asked: Sequence[Question], reference: Sequence[Said]) -> dict:
-    from tunesmith.exports.gguf.probe import probe as probe_file
+    from tunesmith.exports.gguf.runtime import probe as probe_file
 
     return probe_file(job, out / file_name(job), asked, reference)
 
@@ -50,13 +53,3 @@ llama-server --model {facts["file"]} --jinja --ctx-size {min(facts["context"], 8
 
 or in Python: `pip install xllamacpp`, and its `CommonParams.model.path` is this file. Weights are in {facts["quant"]}.
 """
-
-
-def _merge(job: Job, out: Path) -> None:
-    """The merged checkpoint, in float32: its values are rounded once, to what the file holds."""
-    from tunesmith import methods
-
-    if job.method in ("prompt", "prefix", "bottleneck"):
-        raise UsageError(f"an adapter of method {job.method} has no GGUF", where=str(job.adapter),
-                         why="it is no change of the base's own weights", fix="serve it here")
-    methods.merge(job.adapted()).float().save_pretrained(out)

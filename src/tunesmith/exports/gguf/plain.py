@@ -32,7 +32,7 @@ def main(request: Path, answer: Path) -> None:
     params.n_parallel = 1
     params.warmup = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
-    params.hostname, params.port = "127.0.0.1", 0
+    params.hostnames, params.port = ["127.0.0.1"], 0
     params.use_jinja = True
     server = xllamacpp.Server(params)
 
@@ -42,8 +42,7 @@ def main(request: Path, answer: Path) -> None:
         with urllib.request.urlopen(call, timeout=LIMIT_SECONDS) as reply:
             return json.load(reply)
 
-    build = xllamacpp.BUILD_INFO["build_number"] if hasattr(xllamacpp, "BUILD_INFO") else None
-    found = {"runtime": f"llama.cpp {f'b{build} ' if build else ''}(xllamacpp {version('xllamacpp')})"}
+    found = {"runtime": f"llama.cpp (xllamacpp {version('xllamacpp')})"}
     found["conversations"] = [prompt_of(post, wanted, one) for one in wanted["conversations"]]
     found["prompts"] = [prompt_of(post, wanted, one) for one in wanted["questions"]]
     found["ends"] = [is_end(post, found["prompts"][0], token) for token in wanted["ends"]]

@@ -4,7 +4,7 @@
     SentencePiece    whole texts, U+2581 for a space       tokenizer.ggml.model llama, scores in place of merges
 
 llama.cpp has the patterns built in and knows them by name. The name is chosen here by what the tokenizer does (`PATTERNS`), not
-by what it is called; whether it was right is asked of llama.cpp (`probe.py`), which tokenises texts that tell them apart.
+by what it is called; whether it was right is asked of llama.cpp (`runtime.py`), which tokenises texts that tell them apart.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def write(job: Job, out: Path) -> dict:
     facts = gguf.write(job, out)
     write_text(out / MODELFILE, modelfile(facts["file"], source, [job.tokenizer.decode([t]) for t in job.stops],
                                           min(facts["context"], int(job.options.get("num_ctx", CONTEXT)))))
-    return facts | {"library": "ollama", "template": source, "notes": facts["notes"] + notes}
+    return facts | {"template": source, "notes": facts["notes"] + notes}
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:

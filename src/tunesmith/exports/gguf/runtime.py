@@ -157,7 +157,7 @@ FIXES = {"file": "--quant f16, or bf16 where the weights are large",
 def of_file(job: Job, path: Path, asked: Sequence[Question], reference: Sequence[Said]):
     """A Difference: the model with the weights that the file says, in torch."""
     from tunesmith import methods
-    from tunesmith.exports.gguf.write import load
+    from tunesmith.exports.gguf.file import load
     from tunesmith.exports.probe import ask, difference
 
     model = load(path, methods.merge(job.adapted()))
