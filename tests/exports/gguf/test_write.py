@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tunesmith.errors import AdapterError, BaseModelError, UsageError
 from tunesmith.exports.gguf.families import FAMILIES as WRITTEN
 from tunesmith.exports.gguf.families import restored, rewritten
-from tunesmith.exports.gguf.vocabulary import vocabulary
 from tunesmith.exports.gguf.file import load, write
+from tunesmith.exports.gguf.vocabulary import vocabulary
 from tunesmith.models.base import resolve
 
 IDS = torch.arange(20, 60)[None]

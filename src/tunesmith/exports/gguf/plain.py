@@ -89,12 +89,27 @@ def generated(post, wanted: dict, prompt: list[int], new_tokens: int) -> dict:
     """`tokens`, the one that ended it included, with a row for each."""
     said = post("/completion", prompt=prompt, n_predict=new_tokens, temperature=0, n_probs=wanted["top"], return_tokens=True)
     told = [(p["id"], {t["id"]: t["logprob"] for t in p["top_logprobs"]}) for p in said.get("completion_probabilities", [])]
-    rows, at = [], 0
-    for token in said["tokens"]:  # the server leaves out rows of tokens that end in half a character
-        match = at < len(told) and told[at][0] == token
-        rows.append(told[at][1] if match else None)
-        at += match
+    places = matched(said["tokens"], [token for token, _ in told])
+    rows = [None if place is None else told[place][1] for place in places]
     return {"tokens": said["tokens"], "rows": rows, "stopped": said["stop_type"] == "eos"}
+
+
+def matched(tokens: list[int], told: list[int]) -> list[int | None]:
+    """Where each token stands in `told`, which lacks some of them: those that end in half a character. None: not for certain.
+
+    Matched from the left, a token is as early as it can be, from the right as late: where both agree it is certain.
+    """
+    def from_left(some: list[int], others: list[int]) -> list[int | None]:
+        found: list[int | None] = []
+        at = 0
+        for token in some:
+            match = at < len(others) and others[at] == token
+            found.append(at if match else None)
+            at += match
+        return found
+
+    late = [None if at is None else len(told) - 1 - at for at in from_left(tokens[::-1], told[::-1])][::-1]
+    return [a if a == b else None for a, b in zip(from_left(tokens, told), late, strict=True)]
 
 
 if __name__ == "__main__":

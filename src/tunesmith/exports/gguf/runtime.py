@@ -3,8 +3,8 @@
     file        its tensors put back into the model, in torch     logits over the whole vocabulary: what rounding or q8_0 did
     llama.cpp   a process of its own, over its HTTP server        prompts, ends, greedy answers, log-probabilities
 
-llama.cpp rounds what it multiplies by a matrix to the matrix's own type, so it may differ from the reference by as much as the
-file does, and by what rounding does (`verdict.allowed`), some times over; beyond, it is another model.
+llama.cpp rounds what it multiplies by a matrix to the matrix's own type. So under q8_0 it may differ from the reference by TIMES
+as much as the file does, and always by what rounding does (`verdict.allowed`); beyond, it is another model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunesmith.exports.probe import NEW_TOKENS, Question, Said, parting
 TOP = 200
 """How many of the likeliest tokens are compared at each token of an answer."""
 TIMES = 4.0
-"""How many times as far as the file llama.cpp may be from the reference."""
+"""How many times as far as a file in q8_0 llama.cpp may be from the reference."""
 LOST = 0.1
 """Nats a token that quantising may cost, on average, before the file is refused."""
 SECONDS = 1800.0
@@ -123,9 +123,10 @@ def judged(job: Job, path: Path, asked: Sequence[Question], reference: Sequence[
     elif not quantised and (far.max_abs_logit_diff > limit.max_abs_logit_diff or far.mean_kl > limit.mean_kl):
         failed.append(("file", f"what it says differs by up to {far.max_abs_logit_diff:.2g} in the logits (rounding: at most "
                        f"{limit.max_abs_logit_diff:.2g}), KL {far.mean_kl:.2g} nats a token (at most {limit.mean_kl:.2g})"))
+    kl, margin = limit.mean_kl, limit.margin
+    if quantised and not failed:
+        kl, margin = max(kl, TIMES**2 * far.mean_kl), max(margin, 2 * TIMES * far.max_abs_logit_diff)
     result |= _prompting(job, asked, told, failed)
-    kl = max(limit.mean_kl, TIMES**2 * far.mean_kl)
-    margin = max(limit.margin, 2 * TIMES * far.max_abs_logit_diff)
     runtime = beside(reference, told.rows)
     result |= {"llama_cpp": runtime | {"compared": min(TOP, len(job.tokenizer))}, "max_abs_logit_diff": None,
                "mean_kl": runtime["mean_kl"], "top1_agreement": runtime["top1_agreement"],

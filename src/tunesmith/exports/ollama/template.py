@@ -51,7 +51,7 @@ def translated(tokenizer, add_bos: bool) -> tuple[str, list[str]]:
         ours, theirs = _render(tokenizer, messages), bos + go.render(source, messages)
         if ours == theirs:
             continue
-        stripped = [m | {"content": m["content"].strip()} for m in messages]
+        stripped = _stripped(tokenizer, messages, ours)
         if stripped == messages or ours != bos + go.render(source, stripped):
             _refuse(f"they write {len(messages)} messages otherwise: {ours!r}, {theirs!r}")
         trims = True
@@ -111,6 +111,16 @@ def _conversations(system: bool) -> list[list[dict]]:
             found.append(said)
             if system:
                 found.append([{"role": "system", "content": texts[shift]}, *said])
+    return found
+
+
+def _stripped(tokenizer, messages: list[dict], text: str) -> list[dict]:
+    """The messages without white space at their ends, where the template drops it."""
+    found = list(messages)
+    for i, message in enumerate(messages):
+        without = message | {"content": message["content"].strip()}
+        if _render(tokenizer, [*messages[:i], without, *messages[i + 1:]]) == text:
+            found[i] = without
     return found
 
 
