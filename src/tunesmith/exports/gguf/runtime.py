@@ -3,8 +3,8 @@
     file        its tensors put back into the model, in torch     logits over the whole vocabulary: what rounding or q8_0 did
     llama.cpp   a process of its own, over its HTTP server        prompts, ends, greedy answers, log-probabilities
 
-llama.cpp rounds what it multiplies by a matrix to the matrix's own type. So under q8_0 it may differ from the reference by TIMES
-as much as the file does, and always by what rounding does (`verdict.allowed`); beyond, it is another model.
+llama.cpp rounds what it multiplies by a matrix to the matrix's own type. So under q8_0 it may differ from the reference by
+TIMES as much as the file does, and always by what rounding does (`verdict.allowed`); beyond, it is another model.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ class Pieces:
     """Before every later user message."""
     user_close: str
     """After a user message, up to where the answer begins."""
+    answer_open: str
+    """Before an answer that is there, and not where one is asked for: a space, in Mistral's."""
     answer_close: str
 
 
@@ -65,7 +67,7 @@ def pieces(tokenizer) -> Pieces:
     begin, end = _split(_render(tokenizer, [user]), USER)
     first, between, open_again, last = _split(_render(tokenizer, [user, answer, later]), USER, ANSWER, LATER)
     closed = _split(_render(tokenizer, [user, answer], prompt=False), USER, ANSWER)[-1]
-    if (first, last) != (begin, end) or between != end:
+    if (first, last) != (begin, end) or not between.startswith(end):
         _refuse("it writes the first turn otherwise when others follow, or answers otherwise than it asks for them")
     if not open_again.startswith(closed):  # the last one closes the whole conversation too
         closed = open_again
@@ -77,7 +79,7 @@ def pieces(tokenizer) -> Pieces:
         tail = end
     if tail != end:
         _refuse("it closes the user's message otherwise when there is a system message")
-    return Pieces(begin, system_open, system_close, open_again[len(closed):], end, closed)
+    return Pieces(begin, system_open, system_close, open_again[len(closed):], end, between[len(end):], closed)
 
 
 def go_template(found: Pieces, bos: str = "") -> str:
@@ -95,7 +97,7 @@ def go_template(found: Pieces, bos: str = "") -> str:
         f"{{{{- if $first }}}}{first}{{{{- else }}}}{_text(found.user_open)}{{{{- end }}}}",
         f"{{{{- $first = false }}}}{{{{- .Content }}}}{_text(found.user_close)}",
         '{{- else if eq .Role "assistant" }}',
-        f"{{{{- .Content }}}}{_text(found.answer_close)}",
+        f"{_text(found.answer_open)}{{{{- .Content }}}}{_text(found.answer_close)}",
         "{{- end }}",
         "{{- end }}"))
 
