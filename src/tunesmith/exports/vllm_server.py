@@ -31,6 +31,10 @@ from tunesmith.store.files import read_json
 
 START_SECONDS = 900
 STOP_SECONDS = 20
+QUICK = ("--enforce-eager",)
+"""Beside the flags of serve.sh: nothing is compiled, which takes a minute and more, for a few questions."""
+KV_GIB = "2"
+"""Gibibytes for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise; vLLM would take nearly all there is."""
 TOP = 20
 """vLLM's own limit on log-probabilities a token (--max-logprobs)."""
 
@@ -65,12 +69,12 @@ def serving(script: Path, command: Path, base: Path | None = None, flags: Sequen
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"VLLM": str(command), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | (
+    env = {"VLLM_CPU_KVCACHE_SPACE": KV_GIB} | os.environ | {"VLLM": str(command), "VLLM_NO_USAGE_STATS": "1"} | (
         {"BASE": str(base)} if base else {}) | (environment or {})
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         log = Path(folder) / "vllm.log"
         with open(log, "wb") as out:
-            process = subprocess.Popen(["bash", str(script), "--host", "127.0.0.1", "--port", str(port), *flags],
+            process = subprocess.Popen(["bash", str(script), "--host", "127.0.0.1", "--port", str(port), *QUICK, *flags],
                                        stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
                                        start_new_session=True)
         try:
