@@ -21,6 +21,7 @@ from tunesmith.verbs import (
     count_votes,
     diff_data,
     evaluate,
+    export,
     import_recipe,
     init,
     merge,
@@ -45,7 +46,7 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "merge",
-    "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_merge",
-    "verify_packing", "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
+    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "export", "import_recipe", "init",
+    "merge", "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train",
+    "verify_merge", "verify_packing", "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
 ]

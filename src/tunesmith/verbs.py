@@ -222,6 +222,22 @@ def rollback(channel: str, *, why: str = "") -> dict:
     return move(channel, why)
 
 
+def export(release: str, format: str, output: str | Path, *, dtype: str | None = None, quant: str | None = None,
+           base_path: str | None = None, unreleased: bool = False, say: Say = _silent) -> dict:
+    """A release as files for another program, asked there: `{path, format, dtype, max_abs_logit_diff, mean_kl, top1_agreement,
+    verdict: pass|fail|not_measured, probe{}, facts{}, files{name: digest}}`. With `fail`, path is None and nothing is left;
+    the three numbers are None where the runtime gives no logits.
+
+    Raises:
+        UsageError: no such format or dtype, `output` is there already, a method that the format cannot hold, or a run that was
+            not released, without `unreleased`.
+    """
+    from tunesmith.releases.export import export as export_release
+
+    return export_release(release, format, Path(output), dtype=dtype, quant=quant, base_path=base_path, unreleased=unreleased,
+                          say=say)
+
+
 def runs() -> dict:
     """`{runs[...], releases[...]}`, newest first."""
     from tunesmith.releases.bundle import all_releases

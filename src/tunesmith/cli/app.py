@@ -15,6 +15,7 @@ from tunesmith.cli import (
     check,
     data,
     evaluate,
+    export,
     import_,
     init,
     look,
@@ -32,8 +33,8 @@ from tunesmith.cli import (
 app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_help=True, rich_markup_mode=None,
                   add_completion=False, pretty_exceptions_enable=False)
 for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, release.release, run.run,
-             channel.promote, channel.rollback, serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_,
-             merge.merge):
+             export.export, channel.promote, channel.rollback, serve.serve, look.runs, look.show, look.compare, watch.watch,
+             import_.import_, merge.merge):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
