@@ -103,8 +103,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """The one way in which a JSON file is written here."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -119,11 +124,12 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def publish_directory(final: Path) -> Iterator[Path]:
+def publish_directory(final: Path, settle: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends well, and vanishes when it does not.
 
-    An existing `final` is replaced. Files are flushed before the rename, so that after a power cut the
-    directory is there with all its bytes or not at all. What killed writes of `final` left is taken away first.
+    An existing `final` is replaced, unless `settle(staging, final)` does something else. Files are flushed before the
+    rename, so that after a power cut the directory is there with all its bytes or not at all. What killed writes of `final`
+    left is taken away first.
     """
     with explain_os_errors(final, "write"):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ def publish_directory(final: Path) -> Iterator[Path]:
             for path in staging.rglob("*"):
                 _fsync(path)
             _fsync(staging)
-            _replace(staging, final)
+            (settle or _replace)(staging, final)
             _fsync(final.parent)
         except BaseException as error:
             full = _tells_of_full_disk(error, staging)
