@@ -4,7 +4,7 @@
                            adapter/                 a plain PEFT directory
                            tokenizer/               with its chat template
                            recipe.yaml  recipe.resolved.json  environment.json
-                           report/  dataset.json  golden.json
+                           report/  dataset.json  golden.json  replay.json
 
 The id is the beginning of the sha256 over the manifest (but its date), so the same run gives the same id.
 """
@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import StoreError, UsageError
-from tunesmith.evals.run import REPORT, TUNED, read_report
+from tunesmith.evals.run import REPORT, read_report
 from tunesmith.models.base import Base, resolve
 from tunesmith.releases.gates import Override, gathered, judge, overridden
+from tunesmith.releases.replay import GOLDENS, record
 from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json
 from tunesmith.store.home import find, home
 from tunesmith.training.run import Run, now, tokenizer_for
 
 MANIFEST = "manifest.json"
-GOLDENS = 8
-"""Held-out questions whose answers are kept, to be replayed after a rollback."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None, overrides
     if report is None:
         raise UsageError("a run without a report cannot be released", where=str(run.path),
                          why="a release holds its report and its first answers", fix=f"tunesmith eval {run.path.name}")
-    made = _bundle(run, report, [g.as_dict() for g in gates], allowed)
+    made = _bundle(run, report, [g.as_dict() for g in gates], allowed, say)
     say(f"released {made.id}")
     run.update(release_id=made.id)
     run.event("released", release=made.id, **({"overrides": allowed} if allowed else {}))
@@ -124,7 +123,7 @@ def all_releases() -> list[dict]:
     return sorted(manifests, key=lambda m: m["created"], reverse=True)
 
 
-def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) -> Release:
+def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict], say: Callable[[str], None]) -> Release:
     loaded, dataset, state = run.recipe(), run.dataset(), run.state
     releases = home() / "releases"
     with publish_directory(releases / f".{state['run_id']}") as staging:
@@ -134,7 +133,8 @@ def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) ->
             shutil.copyfile(run.path / name, staging / name)
         shutil.copyfile(dataset.path / "manifest.json", staging / "dataset.json")
         tokenizer_for(run.base(), loaded).save_pretrained(staging / "tokenizer")
-        write_json(staging / "golden.json", _goldens(run, report))
+        say(f"asking {GOLDENS} held-out questions alone: a drill asks them again")
+        record(run, report, staging)
         manifest = {
             "name": state["name"], "created": now(), "run_id": state["run_id"], "base": state["base"],
             "adapter": report["adapter"], "dataset_id": dataset.id, "template_fingerprint": state["template_fingerprint"],
@@ -157,12 +157,3 @@ def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) ->
 def _release_id(manifest: dict) -> str:
     content = {k: v for k, v in manifest.items() if k not in ("release_id", "created")}
     return "rel-" + sha256_json(content).removeprefix("sha256:")[:20]
-
-
-def _goldens(run: Run, report: dict) -> list[dict]:
-    """Questions with the tuned model's answers, as measured for the report."""
-    items = {i["id"]: i for i in report["sets"][report["primary"]]["items"]}
-    rows = [r for r in run.dataset().rows(report["primary"]) if r.where in items]
-    limit = report["settings"]["max_new_tokens"]
-    return [{"messages": r.question, "tools": r.tools, "max_new_tokens": limit,
-             "answer": items[r.where]["answers"].get(TUNED)} for r in rows[:GOLDENS]]

@@ -39,14 +39,19 @@ def rollback(channel: str, why: str = "") -> dict:
     Raises:
         NotFoundError: no such channel, or nothing before; the bundle that it would go back to must be whole.
     """
-    state = current(channel)
-    stack = _stack(state["history"])
+    previous, before = fallback(channel)
+    target = Release.find(before)
+    _move(current(channel), "rollback", target.id, why)
+    return {"channel": channel, "release_id": target.id, "previous": previous}
+
+
+def fallback(channel: str) -> tuple[str, str]:
+    """Ids of the release that the channel points at, and of the one that a rollback goes back to. Raises NotFoundError."""
+    stack = _stack(current(channel)["history"])
     if len(stack) < 2:
         raise NotFoundError(f"channel {channel!r} has nothing to roll back to", where=str(_path(channel)),
                             why="only one release was ever promoted to it")
-    target = Release.find(stack[-2])
-    _move(state, "rollback", target.id, why)
-    return {"channel": channel, "release_id": target.id, "previous": stack[-1]}
+    return stack[-1], stack[-2]
 
 
 def current(channel: str) -> dict:
@@ -72,12 +77,13 @@ def _stack(history: list[dict]) -> list[str]:
 
 
 def _move(state: dict, action: str, release_id: str, why: str) -> None:
-    entry = {"action": action, "release_id": release_id, "at": now(), "by": _user(), "why": why}
+    entry = {"action": action, "release_id": release_id, "at": now(), "by": user(), "why": why}
     write_json(_path(state["channel"]), {"channel": state["channel"], "release_id": release_id,
                                          "history": [*state["history"], entry]})
 
 
-def _user() -> str:
+def user() -> str:
+    """Who moves a channel."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number that has no name
