@@ -36,6 +36,7 @@ from tunesmith.verbs import (
     verify_packing,
     verify_quantised,
     verify_release,
+    verify_replay,
     verify_resume,
     vote,
     watch,
@@ -45,5 +46,5 @@ __version__ = "0.1.0"
 __all__ = [
     "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "prepare",
     "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
-    "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
+    "verify_quantised", "verify_release", "verify_replay", "verify_resume", "vote", "watch",
 ]

@@ -215,8 +215,18 @@ def promote(release: str, channel: str, *, why: str = "") -> dict:
     return move(Release.find(release), channel, why)
 
 
-def rollback(channel: str, *, why: str = "") -> dict:
-    """`{channel, release_id, previous}`."""
+def rollback(channel: str, *, why: str = "", drill: bool = False, say: Say = _silent) -> dict:
+    """`{channel, release_id, previous}`. With `drill` nothing moves, and `{identical, checked[], environment, seconds,
+    message}` beside them say whether `previous`, restored in a fresh process, gives its golden answers.
+
+    Raises:
+        NotFoundError: no such channel, or nothing to go back to.
+        StoreError, BaseModelError, AdapterError, TemplateError: what it would go back to cannot be restored.
+    """
+    if drill:
+        from tunesmith.releases.drill import drill as rehearse
+
+        return rehearse(channel, why, say)
     from tunesmith.releases.channel import rollback as move
 
     return move(channel, why)
@@ -305,6 +315,14 @@ def verify_release(release: str) -> dict:
     found = Release.find(release)
     return {"identical": True, "release_id": found.id, "message": f"{len(found.manifest['files'])} files of {found.id} are as "
             "they were released"}
+
+
+def verify_replay(name: str, *, say: Say = _silent) -> dict:
+    """`{release_id, identical, checked[{question, identical, expected, said}], environment, seconds, message}` of a release or
+    of the one that a channel points at: its goldens, asked again in a fresh process. Raises as `rollback` with `drill`."""
+    from tunesmith.releases.drill import replayed
+
+    return replayed(name, say=say)
 
 
 def init(directory: str | Path, *, example: str = "addresses") -> dict:

@@ -57,6 +57,17 @@ def release(name: Annotated[str, typer.Argument(metavar="RELEASE")], as_json: Js
     _show(verbs.verify_release(name), as_json)
 
 
+@app.command()
+def replay(name: Annotated[str, typer.Argument(metavar="RELEASE|CHANNEL")], as_json: Json = False) -> None:
+    """A release, restored in a fresh process, gives its golden answers word for word."""
+    from tunesmith import verbs
+    from tunesmith.cli.channel import drill_lines
+
+    done = verbs.verify_replay(name, say=say)
+    emit(done, as_json, drill_lines(done))
+    raise typer.Exit(0 if done["identical"] else 1)
+
+
 def _show(proof: dict, as_json: bool) -> None:
     emit(proof, as_json, [f"{'identical' if proof['identical'] else 'DIFFERENT'}: {proof['message']}"])
     raise typer.Exit(0 if proof["identical"] else 1)

@@ -250,6 +250,13 @@ class ServingGate(Section):
     """Requests without a whole answer."""
 
 
+class RollbackGate(Section):
+    channel: str = "production"
+    """The release that this channel points at is the one to fall back to once the new one is promoted."""
+    max_age_days: Annotated[int, Field(ge=1)] = 30
+    """How old its last drill may be."""
+
+
 class Gates(Section):
     """The first five are judged for every release; the others where they are named, `{}` for the defaults (docs/gates.md)."""
 
@@ -261,3 +268,4 @@ class Gates(Section):
     safety: SafetyGate | None = None
     calibration: CalibrationGate | None = None
     serving: ServingGate | None = None
+    rollback: RollbackGate | None = None

@@ -4,12 +4,12 @@
                            adapter/                 a plain PEFT directory
                            tokenizer/               with its chat template
                            recipe.yaml  recipe.resolved.json  environment.json  lock.cdx.json
-                           report/  dataset.json  golden.json
+                           report/  dataset.json  golden.json  replay.json
                            signatures/              beside the content: who signed it (`sign.py`)
 
-The id is the beginning of the sha256 over the manifest. Nothing in it depends on when or where it is released: its date is that
-of the evaluation, so that the same run gives the same release, byte for byte. Modes and times of files are no part of it, since
-few stores keep them. (Before `"format": 2` the id left the date out.)
+The id is the beginning of the sha256 over the manifest. Its date is that of the evaluation, not of the release, so that the
+same run gives the same release again. Modes and times of files are no part of it, since few stores keep them. (Before
+`"format": 2` the id left the date out.)
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import StoreError, UsageError
-from tunesmith.evals.run import REPORT, TUNED, read_report
+from tunesmith.evals.run import REPORT, read_report
 from tunesmith.models.base import Base, resolve
 from tunesmith.releases.gates import Override, gathered, judge, overridden
 from tunesmith.releases.lock import LOCK, lock
+from tunesmith.releases.replay import GOLDENS, record
 from tunesmith.releases.sign import FOLDER as SIGNATURES
 from tunesmith.releases.sign import MANIFEST, check, sign
 from tunesmith.store.files import (
@@ -44,8 +45,6 @@ from tunesmith.store.home import changing, find, home
 from tunesmith.training.run import Run, tokenizer_for
 
 FORMAT = 2
-GOLDENS = 8
-"""Held-out questions whose answers are kept, to be replayed after a rollback."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None, overrides
     if report is None:
         raise UsageError("a run without a report cannot be released", where=str(run.path),
                          why="a release holds its report and its first answers", fix=f"tunesmith eval {run.path.name}")
-    made = _bundle(run, report, [g.as_dict() for g in gates], allowed)
+    made = _bundle(run, report, [g.as_dict() for g in gates], allowed, say)
     signed_by = sign(made, key) if key is not None else None
     say(f"released {made.id}" + (f", signed by {signed_by[:16]}" if signed_by else ""))
     run.update(release_id=made.id)
@@ -197,10 +196,16 @@ def arrive(staging: Path, _place: Path) -> None:
     shutil.rmtree(staging)
 
 
-def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) -> Release:
+def arrive_here(staging: Path, place: Path) -> None:
+    """`arrive`, in this home: not while a channel is moved or something is collected."""
+    with changing():
+        arrive(staging, place)
+
+
+def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict], say: Callable[[str], None]) -> Release:
     loaded, dataset, state = run.recipe(), run.dataset(), run.state
     releases = home() / "releases"
-    with changing(), publish_directory(releases / state["run_id"], arrive) as staging:
+    with publish_directory(releases / state["run_id"], arrive_here) as staging:
         shutil.copytree(run.adapter, staging / "adapter")
         shutil.copytree(run.path / REPORT, staging / REPORT)
         for name in ("recipe.yaml", "recipe.resolved.json", "environment.json"):
@@ -208,7 +213,8 @@ def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict]) ->
         write_json(staging / LOCK, lock(state, read_json(run.path / "environment.json")))
         shutil.copyfile(dataset.path / "manifest.json", staging / "dataset.json")
         tokenizer_for(run.base(), loaded).save_pretrained(staging / "tokenizer")
-        write_json(staging / "golden.json", _goldens(run, report))
+        say(f"asking {GOLDENS} held-out questions alone: a drill asks them again")
+        record(run, report, staging)
         manifest = {
             "format": FORMAT, "name": state["name"], "created": report["created"], "run_id": state["run_id"],
             "base": state["base"], "adapter": report["adapter"], "dataset_id": dataset.id,
@@ -227,12 +233,3 @@ def _release_id(manifest: dict) -> str:
     left_out = {"release_id"} if manifest.get("format") == FORMAT else {"release_id", "created"}
     content = {k: v for k, v in manifest.items() if k not in left_out}
     return "rel-" + sha256_json(content).removeprefix("sha256:")[:20]
-
-
-def _goldens(run: Run, report: dict) -> list[dict]:
-    """Questions with the tuned model's answers, as measured for the report."""
-    items = {i["id"]: i for i in report["sets"][report["primary"]]["items"]}
-    rows = [r for r in run.dataset().rows(report["primary"]) if r.where in items]
-    limit = report["settings"]["max_new_tokens"]
-    return [{"messages": r.question, "tools": r.tools, "max_new_tokens": limit,
-             "answer": items[r.where]["answers"].get(TUNED)} for r in rows[:GOLDENS]]

@@ -1,6 +1,7 @@
 """Where a run is trained: versions and machine, as far as they can change a result, and every distribution that it needs.
 
-    {"python", "platform", "cpus", "packages": {name: version}, "distributions": [{"name", "version", "licence", "requires"}]}
+    environment.json   {"python", "platform", "cpus", "packages": {name: version},
+                        "distributions": [{"name", "version", "licence", "requires"}]}
 
 `distributions` is the closure of what tunesmith requires, as it is installed here (PEP 508 markers are evaluated for this
 machine). A licence is `{"expression": SPDX}` where the distribution gives one (PEP 639), `{"name": TEXT}` where it only names
@@ -20,10 +21,10 @@ LICENCE_CHARACTERS = 100
 """A longer text in a `License` field is the licence itself and not its name."""
 
 
-def environment(extras: Iterable[str] = ()) -> dict:
-    """Versions and machine. `extras`: those of tunesmith's extras that the run uses, such as qlora."""
+def environment() -> dict:
+    """Versions and machine."""
     return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
-            "packages": {p: installed(p) for p in VERSIONED}, "distributions": distributions(extras)}
+            "packages": {p: installed(p) for p in VERSIONED}}
 
 
 def installed(package: str) -> str | None:
@@ -42,6 +43,7 @@ def canonical(name: str) -> str:
 def distributions(extras: Iterable[str] = ()) -> list[dict]:
     """What is installed here of tunesmith and all that it requires, by name. What is required and absent is left out.
 
+    `extras` are those of tunesmith's extras that the run uses, such as qlora; one that it does not have adds nothing.
     From a source tree that was never installed, the closure starts at `VERSIONED`.
     """
     from packaging.requirements import Requirement

@@ -42,7 +42,7 @@ from tunesmith.store.files import (
     write_text,
 )
 from tunesmith.store.home import find, home, new_run_id
-from tunesmith.training.environment import environment
+from tunesmith.training.environment import distributions, environment
 
 if TYPE_CHECKING:
     from tunesmith.recipe.schema import Train
@@ -224,7 +224,8 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     with publish_directory(path) as staging:
         shutil.copyfile(loaded.path, staging / "recipe.yaml")
         write_json(staging / "recipe.resolved.json", loaded.recipe.model_dump(mode="json"))
-        write_json(staging / "environment.json", environment([loaded.recipe.method.type]))
+        write_json(staging / "environment.json", environment() | {
+            "distributions": distributions([loaded.recipe.method.type])})
         write_text(staging / "metrics.jsonl", "")
         write_json(staging / RUN_FILE, {
             "run_id": run_id, "name": loaded.recipe.name, "status": "running", "created": now(),
