@@ -21,16 +21,21 @@ from tunesmith.verbs import (
     count_votes,
     diff_data,
     evaluate,
+    gc,
     import_recipe,
     init,
+    new_key,
     prepare,
     promote,
+    pull,
+    push,
     release,
     rollback,
     run,
     runs,
     show,
     show_rows,
+    sign,
     sweep,
     train,
     verify_packing,
@@ -44,7 +49,8 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "prepare",
-    "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
-    "verify_quantised", "verify_release", "verify_replay", "verify_resume", "vote", "watch",
+    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "gc", "import_recipe", "init",
+    "new_key", "prepare", "promote", "pull", "push", "release", "rollback", "run", "runs", "show", "show_rows", "sign",
+    "sweep", "train", "verify_packing", "verify_quantised", "verify_release", "verify_replay", "verify_resume", "vote",
+    "watch",
 ]
