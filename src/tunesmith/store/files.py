@@ -115,10 +115,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises StoreError when the file is missing or is not JSON."""
     with explain_os_errors(path, "read"):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data.decode())
+    except ValueError as error:  # of bytes that are no UTF-8, too
         raise StoreError(f"{path} is not valid JSON", why=str(error), fix="the file was changed by hand or cut off: "
                          "delete what it belongs to and make it again") from error
 
