@@ -224,10 +224,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_with_every_move_that_was_repor
     rng, acknowledged = random.Random(5), 0
     for _ in range(3):
         process = mover("production", releases)
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "ready\n" and process.stdout.readline().startswith("rel-")
         time.sleep(rng.uniform(0.05, 0.4))
         process.kill()
-        acknowledged += len(process.stdout.read().split())
+        acknowledged += 1 + len(process.stdout.read().split())
         process.wait()
         state = file_of(project, "production")
         moves = [m["release_id"] for m in state["history"]]

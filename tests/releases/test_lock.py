@@ -6,7 +6,7 @@ pytest tests/releases/test_lock.py
 import json
 import sys
 from importlib.metadata import distributions as installed_here
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_it_is_valid_cyclonedx_1_6(made, finished):
     text = (finished.release_dir / LOCK).read_text()
     assert validator.validate_str(text) is None
     assert validator.validate_str(text.replace('"type": "library"', '"type": "book"')) is not None
-    assert validator.validate_str(text.replace('"specVersion": "1.6"', '"specVersion": "9"')) is not None
+    assert validator.validate_str(text.replace('"bomFormat": "CycloneDX"', '"bomFormat": "Other"')) is not None
 
 
 def test_it_reads_back_into_their_model_with_the_same_components(made):
@@ -79,7 +79,7 @@ def test_the_closure_is_closed_and_agrees_with_pip(made):
 def test_an_extra_brings_its_distributions_and_an_unknown_one_brings_none():
     plain, quantised = ({d["name"] for d in distributions(extras)} for extras in ((), ("qlora",)))
     assert quantised >= plain and "bitsandbytes" not in plain
-    assert ("bitsandbytes" in quantised) == any(d.metadata["Name"] == "bitsandbytes" for d in installed_here())
+    assert ("bitsandbytes" in quantised) == ("qlora" in (metadata("tunesmith").get_all("Provides-Extra") or []))
     assert {d["name"] for d in distributions(["no-such-extra"])} == plain
 
 

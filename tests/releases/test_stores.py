@@ -220,6 +220,7 @@ def test_the_command_line_prints_the_keys_of_both(release, tmp_path, command, el
 PUSHER = "import sys, tunesmith; tunesmith.push(sys.argv[1], sys.argv[2])"
 
 
+@pytest.mark.slow
 def test_pushes_at_the_same_time_leave_one_whole_release(release, tmp_path, elsewhere):
     processes = [subprocess.Popen([sys.executable, "-c", PUSHER, release.id, tmp_path / "store"], stderr=subprocess.PIPE)
                  for _ in range(3)]
@@ -230,6 +231,7 @@ def test_pushes_at_the_same_time_leave_one_whole_release(release, tmp_path, else
     assert tunesmith.pull(release.id, str(tmp_path / "store"))["release_id"] == release.id
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_leaves_no_release_and_the_next_one_goes_through(release, tmp_path, elsewhere):
     """Killed in the middle of the copy, where it stands still."""
     code = f"""if True:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import StoreError, UsageError
-from tunesmith.evals.run import REPORT, read_report
 from tunesmith.models.base import Base, resolve
 from tunesmith.releases.gates import Override, gathered, judge, overridden
 from tunesmith.releases.lock import LOCK, lock
@@ -121,6 +120,8 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None, overrides
     Raises:
         UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
     """
+    from tunesmith.evals.run import read_report  # torch and more: not for who only moves a release
+
     report = read_report(run)
     if report and sha256_json(sha256_tree(run.adapter)) != report["adapter"]["digest"]:
         raise StoreError("the adapter is not the one that was evaluated", where=str(run.adapter),
@@ -203,6 +204,8 @@ def arrive_here(staging: Path, place: Path) -> None:
 
 
 def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict], say: Callable[[str], None]) -> Release:
+    from tunesmith.evals.run import REPORT
+
     loaded, dataset, state = run.recipe(), run.dataset(), run.state
     releases = home() / "releases"
     with publish_directory(releases / state["run_id"], arrive_here) as staging:

@@ -71,9 +71,10 @@ def pull(name: str, url: str, say: Callable[[str], None] = lambda _line: None) -
     store, place = _store(url), home() / "releases"
     with _explained(url, "pull from"):
         release_id = store.find(name, url)
-        with publish_directory(place / release_id, arrive_here) as staging:
+    with publish_directory(place / release_id, arrive_here) as staging:
+        with _explained(url, "pull from"):
             done = store.pull(release_id, url, staging)
-            _whole(staging, release_id, done.url)
+        _whole(staging, release_id, done.url)
     here = Release.open(place / release_id)
     files = len(here.manifest["files"]) + len(signature_files(here.path)) + 1
     say(f"pulled {release_id}: {files} files, all as they were released")
@@ -91,7 +92,7 @@ def listed(manifest: dict, signatures: list[str]) -> list[str]:
     names = list(manifest.get("files", {})) + [n for n in signatures if n.endswith((ENVELOPE, PUBLIC))]
     for name in names:
         parts = PurePosixPath(name).parts
-        if not parts or name != "/".join(parts) or ".." in parts or parts[0] == "/" or "\\" in name or "\0" in name:
+        if not parts or name != "/".join(parts) or ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
             raise StoreError("the manifest names a file outside of its bundle", why=repr(name),
                              fix="do not use this store until you know who wrote that")
     return names

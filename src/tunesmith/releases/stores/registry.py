@@ -25,7 +25,7 @@ from tunesmith.releases.sign import FOLDER
 from tunesmith.releases.stores import ID, Moved, listed, one_of
 from tunesmith.store.files import read_json, sha256_bytes, sha256_file
 
-ADDRESS = re.compile(r"registry://(?P<host>[^/]+)/(?P<repo>[a-z0-9]+(?:[._/-][a-z0-9]+)*)(?::(?P<tag>\w[\w.-]{0,127}))?")
+ADDRESS = re.compile(r"registry://(?P<host>[A-Za-z0-9.-]+(?::\d+)?)/(?P<repo>[a-z0-9]+(?:[._/-][a-z0-9]+)*)(?::(?P<tag>\w[\w.-]{0,127}))?")
 ARTIFACT = "application/vnd.tunesmith.release.v1"
 MANIFEST_TYPE, EMPTY_TYPE = "application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.empty.v1+json"
 TITLE = "org.opencontainers.image.title"
