@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tunesmith.releases.verbs import gc, new_key, pull, push, sign, verify_release  # noqa: F401  (verbs like those below)
+
 Say = Callable[[str], None]
 
 
@@ -165,18 +167,22 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     return sweep_recipe(recipe, sets, margin, say)
 
 
-def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:
+def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), key: str | Path | None = None,
+            say: Say = _silent) -> dict:
     """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], overrides[{gate, by, reason, verdict, message}],
-    path}`. `overrides`: (gate, who answers for it, why) of gates that may refuse.
+    path, signed_by, mlflow?}`. `overrides`: (gate, who answers for it, why) of gates that may refuse. `key`: a private key
+    to sign with; default TUNESMITH_SIGNING_KEY.
 
     Raises:
-        UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
+        UsageError: an override of a gate that was not judged or passed, or without a name or a reason; no such key.
     """
     from tunesmith.releases.bundle import release as release_run
     from tunesmith.releases.gates import Override
+    from tunesmith.releases.mirror import mirrored
+    from tunesmith.releases.sign import signing_key
     from tunesmith.training.run import Run
 
-    return release_run(Run.find(run), say, [Override(*one) for one in overrides])
+    return mirrored(release_run(Run.find(run), say, [Override(*one) for one in overrides], signing_key(key)), say)
 
 
 def run(recipe: str | Path, *, say: Say = _silent) -> dict:
@@ -207,19 +213,37 @@ def run(recipe: str | Path, *, say: Say = _silent) -> dict:
     return {**checked, **trained, **evaluated, **released, "seconds": seconds}
 
 
-def promote(release: str, channel: str, *, why: str = "") -> dict:
-    """`{channel, release_id, previous}`."""
+def promote(release: str, channel: str, *, why: str = "", by: str | None = None, expect: str | None = None,
+            say: Say = _silent) -> dict:
+    """`{channel, release_id, previous, mlflow?}`. `by`: who answers for it; `expect`: move only from this release.
+
+    Raises:
+        UsageError: the channel points elsewhere. GateRefused: no trusted key signed the release (exit code 3).
+    """
     from tunesmith.releases.bundle import Release
     from tunesmith.releases.channel import promote as move
+    from tunesmith.releases.mirror import mirrored
 
-    return move(Release.find(release), channel, why)
+    return mirrored(move(Release.find(release), channel, why, by=by, expect=expect), say)
 
 
-def rollback(channel: str, *, why: str = "") -> dict:
-    """`{channel, release_id, previous}`."""
+def rollback(channel: str, *, why: str = "", by: str | None = None, expect: str | None = None, drill: bool = False,
+             say: Say = _silent) -> dict:
+    """As `promote`. With `drill` nothing moves, and `{identical, checked[], environment, seconds,
+    message}` beside them say whether `previous`, restored in a fresh process, gives its golden answers.
+
+    Raises:
+        NotFoundError: no such channel, or nothing to go back to.
+        StoreError, BaseModelError, AdapterError, TemplateError: what it would go back to cannot be restored.
+    """
+    if drill:
+        from tunesmith.releases.drill import drill as rehearse
+
+        return rehearse(channel, why, say)
     from tunesmith.releases.channel import rollback as move
+    from tunesmith.releases.mirror import mirrored
 
-    return move(channel, why)
+    return mirrored(move(channel, why, by=by, expect=expect), say)
 
 
 def export(release: str, format: str, output: str | Path, *, dtype: str | None = None, quant: str | None = None,
@@ -337,13 +361,12 @@ def merge(name: str, directory: str | Path, *, dtype: str | None = None, onto: s
     return merge_made(run or release, Path(directory), dtype=dtype, onto=onto, say=say)
 
 
-def verify_release(release: str) -> dict:
-    """`{identical, message}`. Raises StoreError naming the first file that differs."""
-    from tunesmith.releases.bundle import Release
+def verify_replay(name: str, *, say: Say = _silent) -> dict:
+    """`{release_id, identical, checked[{question, identical, expected, said}], environment, seconds, message}` of a release or
+    of the one that a channel points at: its goldens, asked again in a fresh process. Raises as `rollback` with `drill`."""
+    from tunesmith.releases.drill import replayed
 
-    found = Release.find(release)
-    return {"identical": True, "release_id": found.id, "message": f"{len(found.manifest['files'])} files of {found.id} are as "
-            "they were released"}
+    return replayed(name, say=say)
 
 
 def init(directory: str | Path, *, example: str = "addresses") -> dict:

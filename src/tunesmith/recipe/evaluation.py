@@ -270,6 +270,13 @@ class MergeGate(Section):
     """Where greedy texts part, the most nats by which the adapter on its base may prefer its own token; near 0 it is a tie."""
 
 
+class RollbackGate(Section):
+    channel: str = "production"
+    """The release that this channel points at is the one to fall back to once the new one is promoted."""
+    max_age_days: Annotated[int, Field(ge=1)] = 30
+    """How old its last drill may be."""
+
+
 class Gates(Section):
     """The first five are judged for every release; the others where they are named, `{}` for the defaults (docs/gates.md)."""
 
@@ -282,3 +289,4 @@ class Gates(Section):
     calibration: CalibrationGate | None = None
     serving: ServingGate | None = None
     merge: MergeGate | None = None
+    rollback: RollbackGate | None = None
