@@ -17,6 +17,7 @@ from tunesmith.verbs import (
     audit,
     check,
     compare,
+    compose,
     convert_data,
     count_votes,
     diff_data,
@@ -43,7 +44,7 @@ from tunesmith.verbs import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "audit", "check", "compare", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init", "prepare",
-    "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
+    "audit", "check", "compare", "compose", "convert_data", "count_votes", "diff_data", "evaluate", "import_recipe", "init",
+    "prepare", "promote", "release", "rollback", "run", "runs", "show", "show_rows", "sweep", "train", "verify_packing",
     "verify_quantised", "verify_release", "verify_resume", "vote", "watch",
 ]

@@ -165,6 +165,30 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     return sweep_recipe(recipe, sets, margin, say)
 
 
+def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat", rank: int | None = None,
+            density: float | None = None, sign: str | None = None, seed: int | None = None, samples: int | None = None,
+            max_drop: float | None = None, max_loss_rise: float | None = None, say: Say = _silent) -> dict:
+    """The state of a new run whose adapter is composed of `adapters`, (run or release, weight) each: run_id, run_dir,
+    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. docs/compose.md says what each `how` computes.
+
+    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop` and `max_loss_rise`
+    are those of `gates.composition`, instead of the first parent's recipe's.
+
+    Raises:
+        UsageError: adapters that cannot be composed, and why; settings that mean nothing.
+        AdapterError: a parent or the result is not finite, or the result does nothing.
+    """
+    from tunesmith.methods.compose import Settings
+    from tunesmith.releases.bundle import source_of
+    from tunesmith.training.compose import composed, source_of_run
+
+    found = [(weight, *_made(one)) for one, weight in adapters]
+    sources = [source_of_run(run, weight) if run else source_of(release, weight) for weight, release, run in found]
+    given = {"max_drop": max_drop, "max_loss_rise": max_loss_rise}
+    return composed(name, sources, Settings(how=how, rank=rank, density=density, sign=sign, seed=seed),
+                    samples=samples, allowed={k: v for k, v in given.items() if v is not None}, say=say).state
+
+
 def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:
     """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], overrides[{gate, by, reason, verdict, message}],
     path}`. `overrides`: (gate, who answers for it, why) of gates that may refuse.

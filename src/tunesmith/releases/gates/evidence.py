@@ -42,6 +42,8 @@ class Evidence:
     """The dataset's manifest."""
     template: dict[str, Any] | None = None
     """What each part knows of the chat template (`gathered`)."""
+    composed: dict | None = None
+    """Of a composed run: how, and of which parents (`training.compose`)."""
 
 
 def gathered(run: Run, report: dict | None) -> Evidence:
@@ -61,7 +63,8 @@ def gathered(run: Run, report: dict | None) -> Evidence:
               "adapter": read_json(origin)["template_fingerprint"] if origin.is_file() else None,
               "report": report["dataset"]["template_fingerprint"] if report else None, "tokenizer": fingerprint(tokenizer)}
     return Evidence(loaded.recipe, report, dataset.manifest, {
-        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)})
+        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)},
+        state.get("composed"))
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
