@@ -169,10 +169,10 @@ def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat
             density: float | None = None, sign: str | None = None, seed: int | None = None, samples: int | None = None,
             max_drop: float | None = None, max_loss_rise: float | None = None, say: Say = _silent) -> dict:
     """The state of a new run whose adapter is composed of `adapters`, (run or release, weight) each: run_id, run_dir,
-    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. docs/compose.md says what each `how` computes.
+    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. What each `how` computes: docs/compose.md.
 
-    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop` and `max_loss_rise`
-    are those of `gates.composition`, instead of the first parent's recipe's.
+    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop`, `max_loss_rise`:
+    those of `gates.composition`, instead of the first parent's recipe's.
 
     Raises:
         UsageError: adapters that cannot be composed, and why; settings that mean nothing.

@@ -37,15 +37,16 @@ def composition(evidence: Evidence) -> Gate:
         name = failed[0][0]["name"]
         return Gate("composition", "fail", facts | {
             "message": "; ".join(_words(*pair, report) for pair in failed),
-            "fix": f"give {name} more weight, compose with --how cat (exact) or a higher --rank or --density, train one adapter "
-                   "on all of the data, or serve the parents beside each other; or allow more: --max-drop, --max-loss-rise"})
+            "fix": f"give {name} more weight, compose with --how cat (exact) or a higher --rank or --density, train one "
+                   "adapter on all of the data, or serve the parents beside each other; or allow more: --max-drop, "
+                   "--max-loss-rise"})
     if open_ := [pair for pair in claims if not pair[1].holds]:
         c = max((c for _, c in open_), key=lambda c: needed(c, -c.asked))
         return Gate("composition", "not_measured", facts | {
             "message": "too few items to tell: " + "; ".join(_words(*pair, report) for pair in open_),
             "fix": f"{c.n} items of {c.set} cannot exclude a loss of {points(-c.asked, _unit(c, report))}; about "
-                   f"{max(c.n + 1, needed(c, -c.asked)):,} could. Compose with a higher --samples, where that test set has more "
-                   "rows, or allow more: --max-drop, --max-loss-rise"})
+                   f"{max(c.n + 1, needed(c, -c.asked)):,} could. Compose with a higher --samples, where that test set has "
+                   "more rows, or allow more: --max-drop, --max-loss-rise"})
     return Gate("composition", "pass", facts | {
         "message": f"{len(claims)} of {len(claims)} within what is allowed; the closest is {_words(parent, worst, report)}"})
 
