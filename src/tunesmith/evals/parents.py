@@ -33,6 +33,11 @@ def measured(run: Run, recipe: Recipe, dataset: Dataset) -> dict[str, dict]:
     return (run.state.get("composed") or {}).get("sets") or measured_as(recipe, dataset.tests)
 
 
+def digests(run: Run) -> list[str]:
+    """Of the parents' adapters: what their answers depend on."""
+    return [parent["adapter_digest"] for parent in (run.state.get("composed") or {}).get("parents", ())]
+
+
 def systems(run: Run) -> list[System]:
     """The parents of a composed run; none of a trained one.
 

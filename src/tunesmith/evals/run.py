@@ -294,13 +294,14 @@ def _add_passages(items: list[dict], asked: list[Fitted]) -> None:
 
 
 def _base_key(run: Run, suite: Suite, template: str, documents: Library | None) -> str:
-    """A file's name for all that the base's answers to a suite depend on. QLoRA's base is the quantised one."""
+    """A file's name for all that the base's answers to a suite, and those of a composed run's parents, depend on. QLoRA's base
+    is the quantised one."""
     state, recipe = run.state, run.recipe().recipe
     quantised = {k: getattr(recipe.method, k, None) for k in ("block_size", "double_quant")}
     asked = [suite.name, suite.metrics, suite.max_new_tokens, [asdict(item) for item in suite.items]]
     return sha256_json([state["base"]["digest"], quantised, state["dtype"], state["device"], state["threads"],
                         state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, asked,
-                        template, documents and documents.digest]).removeprefix("sha256:")[:20] + ".json"
+                        template, documents and documents.digest, *parents.digests(run)]).removeprefix("sha256:")[:20] + ".json"
 
 
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:
