@@ -110,6 +110,13 @@ def test_it_has_all_that_a_run_has_and_says_what_it_is_of(both, family):
     assert Run(folder).recipe().recipe.eval.baselines == ["zero_shot"]
 
 
+def test_its_recipe_can_be_trained_one_adapter_on_all_rows(both, family):
+    checked = tunesmith.check(Path(both[0]["run_dir"]) / "recipe.yaml")
+    assert checked["ok"], checked["problems"]
+    recipe = Run(Path(both[0]["run_dir"])).recipe().recipe
+    assert list(recipe.data.test) == ["tiny-test", "numbers-test"] and recipe.eval.metrics == ["exact_match", "loss"]
+
+
 def test_the_same_composition_is_the_same_adapter_and_data(both, family):
     again = tunesmith.compose("both", [(family.streets, 1.0), (family.numbers, 0.5)])
     assert again["adapter_digest"] == both[0]["adapter_digest"] and again["dataset_id"] == both[0]["dataset_id"]
@@ -206,8 +213,9 @@ def test_it_is_refused_for_its_loss_and_released_where_the_loss_is_allowed(famil
     assert tunesmith.compare(done["release_id"], family.streets)["speed"]["steps"][0] == 0
     assert tunesmith.compare(loose["run_id"], family.numbers)["recipe"]
     again = tunesmith.compose("twice", [(done["release_id"], 1.0), (family.numbers, 0.2)])
-    assert [p["sets"] for p in again["composed"]["parents"]] == [["tiny-test", "numbers-test"], ["numbers-test"]] or \
-        again["composed"]["parents"][0]["id"] == done["release_id"]
+    assert [(p["id"], p["sets"]) for p in again["composed"]["parents"]] == [
+        (done["release_id"], ["tiny-test", "numbers-test"]), (family.numbers, ["test"])]
+    assert again["composed"]["sets"]["numbers-test"]["metrics"] == ["exact_match", "loss"]
 
 
 def test_it_is_served_and_merged_as_it_was_composed(both, family):

@@ -184,11 +184,15 @@ def _systems(sources: Sequence[Source]) -> list[str]:
 
 
 def recipe_of(name: str, base: Base, sources: Sequence[Source], dataset: Dataset, allowed: dict[str, float]) -> Recipe:
-    """The first parent's recipe under this name, with all test sets and suites, and without what needs its own training data:
-    examples in the prompt, documents, the author's style. Raises RecipeError: the name or a value does not fit."""
+    """The first parent's recipe under this name, with all rows, test sets and suites, and without what needs the training data
+    of one task: examples in the prompt, documents, the author's style. It can be trained: one adapter on all rows.
+
+    Raises:
+        RecipeError: the name or a value does not fit.
+    """
     from pydantic import ValidationError
 
-    first = sources[0].loaded.recipe.model_dump(mode="json", exclude_unset=False)
+    first = sources[0].loaded.recipe.model_dump(mode="json")
     wanted, recipes = first["eval"], [s.loaded.recipe for s in sources]
     suites = [_absolute(given, s.loaded.folder) for s in sources for given in s.loaded.recipe.eval.suites]
     if wanted["safety"] and wanted["safety"]["canaries"]:
@@ -201,6 +205,9 @@ def recipe_of(name: str, base: Base, sources: Sequence[Source], dataset: Dataset
             "template": template and _absolute(template, sources[0].loaded.folder)}
     wanted |= {"suites": list(dict.fromkeys(suites)), "baselines": ["zero_shot"], "retrieval": None, "style": None,
                "judge": judge and judge.model_dump(mode="json")}
+    shared = [m for m in wanted["metrics"] if all(m in r.eval.metrics for r in recipes)]
+    if first["gates"]["target"]["metric"] in shared:  # the others cannot be computed on every test set
+        wanted["metrics"] = shared
     first["gates"]["composition"] |= allowed
     try:
         return Recipe.model_validate(first | {"name": name, "base": base.ref, "data": data, "eval": wanted})
