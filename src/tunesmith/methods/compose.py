@@ -325,7 +325,7 @@ def _elected(tensors: list[Tensor], sign: str) -> Tensor:
 
     stacked = torch.stack(tensors)
     elected = (stacked if sign == "total" else stacked.sign()).sum(0).sign()
-    agree = (stacked.sign() == elected) & (elected != 0)
+    agree = stacked.sign() == elected
     return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
