@@ -147,6 +147,30 @@ def count_votes(run: str, votes: list[str | Path]) -> dict:
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], "votes": report["style"]["votes"]}
 
 
+def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat", rank: int | None = None,
+            density: float | None = None, sign: str | None = None, seed: int | None = None, samples: int | None = None,
+            max_drop: float | None = None, max_loss_rise: float | None = None, say: Say = _silent) -> dict:
+    """The state of a new run whose adapter is composed of `adapters`, (run or release, weight) each: run_id, run_dir,
+    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. What each `how` computes: docs/compose.md.
+
+    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop`, `max_loss_rise`:
+    those of `gates.composition`, instead of the first parent's recipe's.
+
+    Raises:
+        UsageError: adapters that cannot be composed, and why; settings that mean nothing.
+        AdapterError: a parent or the result is not finite, or the result does nothing.
+    """
+    from tunesmith.methods.compose import Settings
+    from tunesmith.releases.source import source_of
+    from tunesmith.training.compose import composed, source_of_run
+
+    found = [(weight, *_made(one)) for one, weight in adapters]
+    sources = [source_of_run(run, weight) if run else source_of(release, weight) for weight, release, run in found]
+    given = {"max_drop": max_drop, "max_loss_rise": max_loss_rise}
+    return composed(name, sources, Settings(how=how, rank=rank, density=density, sign=sign, seed=seed),
+                    samples=samples, allowed={k: v for k, v in given.items() if v is not None}, say=say).state
+
+
 def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say = _silent) -> dict:
     """Train the recipe for each combination of `KEY=V1,V2`, and compare: `{sweep_id, status, metric, rows[{values, run_id,
     status, trainable_parameters, target, regression, peak_memory_bytes, seconds, spectrum, against_best}], recommended,
@@ -163,30 +187,6 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     from tunesmith.evals.sweep import sweep as sweep_recipe
 
     return sweep_recipe(recipe, sets, margin, say)
-
-
-def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat", rank: int | None = None,
-            density: float | None = None, sign: str | None = None, seed: int | None = None, samples: int | None = None,
-            max_drop: float | None = None, max_loss_rise: float | None = None, say: Say = _silent) -> dict:
-    """The state of a new run whose adapter is composed of `adapters`, (run or release, weight) each: run_id, run_dir,
-    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. What each `how` computes: docs/compose.md.
-
-    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop`, `max_loss_rise`:
-    those of `gates.composition`, instead of the first parent's recipe's.
-
-    Raises:
-        UsageError: adapters that cannot be composed, and why; settings that mean nothing.
-        AdapterError: a parent or the result is not finite, or the result does nothing.
-    """
-    from tunesmith.methods.compose import Settings
-    from tunesmith.releases.bundle import source_of
-    from tunesmith.training.compose import composed, source_of_run
-
-    found = [(weight, *_made(one)) for one, weight in adapters]
-    sources = [source_of_run(run, weight) if run else source_of(release, weight) for weight, release, run in found]
-    given = {"max_drop": max_drop, "max_loss_rise": max_loss_rise}
-    return composed(name, sources, Settings(how=how, rank=rank, density=density, sign=sign, seed=seed),
-                    samples=samples, allowed={k: v for k, v in given.items() if v is not None}, say=say).state
 
 
 def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:

@@ -19,12 +19,9 @@ from pathlib import Path
 from tunesmith.errors import StoreError, UsageError
 from tunesmith.evals.run import REPORT, TUNED, read_report
 from tunesmith.models.base import Base, resolve
-from tunesmith.recipe.load import Loaded
-from tunesmith.recipe.schema import Recipe
 from tunesmith.releases.gates import Override, gathered, judge, overridden
 from tunesmith.store.files import publish_directory, read_json, sha256_json, sha256_tree, write_json
 from tunesmith.store.home import find, home
-from tunesmith.training.compose import Source
 from tunesmith.training.run import Run, now, tokenizer_for
 
 MANIFEST = "manifest.json"
@@ -117,14 +114,6 @@ def release(run: Run, say: Callable[[str], None] = lambda _line: None, overrides
     run.update(release_id=made.id)
     run.event("released", release=made.id, **({"overrides": allowed} if allowed else {}))
     return result | {"release_id": made.id, "verdict": "pass", "path": str(made.path)}
-
-
-def source_of(release: Release, weight: float) -> Source:
-    """A release as a parent to compose with (`training.compose`)."""
-    manifest = release.manifest
-    recipe = Recipe.model_validate(read_json(release.path / "recipe.resolved.json"))
-    return Source(release.id, release.adapter, weight, Loaded(recipe, Path(manifest["recipe_folder"]) / "recipe.yaml"),
-                  manifest["base"], manifest["dataset_id"], manifest["template_fingerprint"], manifest["dtype"])
 
 
 def all_releases() -> list[dict]:
