@@ -141,6 +141,8 @@ def test_every_parent_answers_every_test_set_with_the_composed_adapter_and_the_b
             assert metric["systems"].keys() == {"zero_shot", "tuned", "parent_tiny", "parent_numbers"}
             assert [(p["a"], p["b"]) for p in metric["pairs"]] == [("tuned", "parent_tiny"), ("tuned", "parent_numbers")]
     metrics = {name: list(part["metrics"]) for name, part in both[1]["sets"].items()}
+    assert [part.get("max_new_tokens") for part in both[1]["sets"].values()] == [None, 8], "24 is the first parent's"
+    assert not any("hit the limit of 24 tokens" in line and "numbers-test" in line for line in both[1]["worry"])
     assert metrics == {"tiny-test": ["exact_match", "json_f1", "loss", "perplexity"], "numbers-test": ["exact_match", "loss"]}
 
 

@@ -27,6 +27,7 @@ from tunesmith.evals.retrieval import Library, library
 from tunesmith.evals.suite import suites_of_files
 from tunesmith.evals.systems import (
     FEW_SHOT,
+    HELPED_KINDS,
     RETRIEVAL,
     TUNED,
     ZERO_SHOT,
@@ -101,6 +102,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         if path and not known:
             write_json(path, remembered(said))
         sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
+        if suite.kind in HELPED_KINDS and suite.max_new_tokens != recipe.eval.max_new_tokens:
+            sets[suite.name]["max_new_tokens"] = suite.max_new_tokens
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
             noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
@@ -360,8 +363,9 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
         out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
-            out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
-                       f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
+            limit = part.get("max_new_tokens", report["settings"]["max_new_tokens"])
+            out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of {limit} tokens "
+                       f"({', '.join(cut[:3])})")
         for system, fewer in part.get("shorter", {}).items():
             out.append(f"{fewer} of {part['n']} prompts of {system} on {name} have fewer examples or passages than were asked "
                        "for: more do not fit the base's context")
