@@ -11,7 +11,7 @@ import sys
 import pytest
 
 VERBS = {"init", "import", "check", "train", "eval", "release", "run", "promote", "rollback", "serve", "runs", "show", "data",
-         "verify", "watch", "compare", "sweep", "vote", "merge", "export", "key", "sign", "push", "pull", "gc"}
+         "verify", "watch", "compare", "sweep", "vote", "merge", "export", "key", "sign", "push", "pull", "gc", "compose"}
 KEYS = {"error", "what", "where", "why", "fix", "problems", "exit_code"}
 HEAVY = {"torch", "transformers", "peft", "pydantic", "fastapi", "mlflow", "uvicorn", "numpy", "yaml"}
 

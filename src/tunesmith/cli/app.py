@@ -13,6 +13,7 @@ import typer
 from tunesmith.cli import (
     channel,
     check,
+    compose,
     data,
     evaluate,
     export,
@@ -33,9 +34,9 @@ from tunesmith.cli import (
 
 app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_help=True, rich_markup_mode=None,
                   add_completion=False, pretty_exceptions_enable=False)
-for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, release.release, run.run,
-             export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc, serve.serve,
-             look.runs, look.show, look.compare, watch.watch, import_.import_, merge.merge):
+for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, compose.compose, release.release,
+             run.run, merge.merge, export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc,
+             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")

@@ -33,7 +33,7 @@ def sign(release: Release, key: Annotated[str | None, typer.Option(metavar="FILE
     """Put a signature beside a release. Its id stays the same."""
     from tunesmith import verbs
 
-    done = verbs.sign(release, key=key)
+    done = verbs.sign_release(release, key=key)
     emit(done, as_json, [f"{done['release_id']} signed by {done['signed_by']}"])
 
 

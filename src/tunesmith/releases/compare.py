@@ -47,9 +47,10 @@ def side(release: Release | None, run: Run | None) -> Side:
     training, adapter, manifest = report["training"], report["adapter"], release.manifest
     curves = {"loss": [[s["step"], s["loss"]] for s in training["steps"]],
               "eval_loss": [[e["step"], e["loss"]] for e in training["evals"]]}
-    speed = dict.fromkeys(SPEED) | {"steps": curves["loss"][-1][0], "train_seconds": training["seconds"],
+    speed = dict.fromkeys(SPEED) | {"steps": curves["loss"][-1][0] if curves["loss"] else 0,
+                                    "train_seconds": training["seconds"],
                                     "tokens_per_second": training["tokens_per_second"],
-                                    "tokens": round(training["seconds"] * training["tokens_per_second"]),
+                                    "tokens": round(training["seconds"] * (training["tokens_per_second"] or 0)),
                                     "peak_memory_bytes": training["peak_memory_bytes"],
                                     "trainable_parameters": adapter["trainable_parameters"], "adapter_bytes": adapter["bytes"]}
     return Side(release.id, recipe, manifest["dataset_id"], report, curves, speed, manifest["base"])
