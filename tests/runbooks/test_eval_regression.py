@@ -1,0 +1,30 @@
+"""A fine-tune that learns its task and forgets the rest, and the rows that mend it.
+
+pytest tests/runbooks/test_eval_regression.py
+"""
+
+import json
+import random
+
+WORDS = ("sea", "wind", "lamp", "hill", "bread", "stone", "rain", "door")
+
+
+def general(count: int, seed: int) -> list[dict]:
+    """Something else than addresses, that the base does neither better nor worse than anything."""
+    draw = random.Random(seed)
+    return [{"prompt": f"Write of {draw.choice(WORDS)} and {draw.choice(WORDS)}, {seed}/{n}.",
+             "completion": "the " + " the ".join(draw.choices(WORDS, k=6))} for n in range(count)]
+
+
+def test_what_was_forgotten_is_refused_and_replay_mends_it(make_recipe, lively_base, tmp_path, command, page):
+    for name, count, seed in (("other", 24, 1), ("general", 60, 2)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in general(count, seed)))
+    common = {"base": str(lively_base), "data.test": {"test": "test.jsonl", "other": "other.jsonl"},
+              "data.dedup": {"near": None}, "train.epochs": 12, "train.learning_rate": 0.005,
+              "train.checkpoint": {"every_steps": 1000}, "eval": {"metrics": ["loss"], "baselines": ["zero_shot"],
+                                                                  "samples": 24, "max_new_tokens": 4},
+              "gates": {"target": {"metric": "loss", "min_gain": 0.1}, "regression": {}}}
+    refused = command("run", make_recipe(**common), check=3)
+    assert page("eval-regression").missing("refused", refused.stdout) == [], refused.stdout
+    mended = command("run", make_recipe(**common, **{"data.replay": {"rows": "general.jsonl", "share": 0.4}}), "--json", check=0)
+    assert {g["name"]: g["verdict"] for g in mended.json["gates"]}["regression"] == "pass"
