@@ -26,5 +26,6 @@ def test_what_was_forgotten_is_refused_and_replay_mends_it(make_recipe, lively_b
               "gates": {"target": {"metric": "loss", "min_gain": 0.1}, "regression": {}}}
     refused = command("run", make_recipe(**common), check=3)
     assert page("eval-regression").missing("refused", refused.stdout) == [], refused.stdout
-    mended = command("run", make_recipe(**common, **{"data.replay": {"rows": "general.jsonl", "share": 0.4}}), "--json", check=0)
+    replay = {"data.replay": {"rows": "general.jsonl", "share": 0.4}}
+    mended = command("run", make_recipe(**common, **replay), "--json", check=0)
     assert {g["name"]: g["verdict"] for g in mended.json["gates"]}["regression"] == "pass"

@@ -5,6 +5,7 @@ pytest tests/runbooks/test_out_of_memory.py
 
 import json
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,8 +57,10 @@ def rows(count: int, words: int = 6) -> list[dict]:
 
 
 def step_records(home) -> list[dict]:
-    (path,) = [p for p in (home / "runs").glob("[!.]*/metrics.jsonl") if "big" in p.parent.name]
-    return [json.loads(line) for line in path.read_text().splitlines() if '"loss"' in line]
+    """Of the runs of big.yaml."""
+    found = [p for p in (home / "runs").glob("[!.]*/run.json") if "big.yaml" in p.read_text()]
+    assert len(found) == 1
+    return [r for r in map(json.loads, found[0].with_name("metrics.jsonl").read_text().splitlines()) if "loss" in r]
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def small(make_recipe, tmp_path):
 @glibc
 @pytest.mark.slow
 def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small, make_recipe, page):
-    wide = {"name": "big", "data.dedup": {"near": None}, "train.tokens_per_step": 65536, "train.epochs": 1}
+    wide = {"data.dedup": {"near": None}, "train.tokens_per_step": 65536, "train.epochs": 1}
     recipe = make_recipe("big.yaml", train=rows(1500), **wide)
     before = [["train", small], ["check", recipe]]
     code, said = limited(120, before, ["train", recipe])
@@ -84,7 +87,7 @@ def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small
 @glibc
 def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, page, home):
     recipe = make_recipe("big.yaml", train=[*rows(5), *rows(1, words=2500)],
-                         **{"name": "big", "data.max_tokens": 16384, "data.dedup": {"near": None}})
+                         **{"data.max_tokens": 16384, "data.dedup": {"near": None}})
     code, said = limited(10, [["train", small], ["check", recipe]], ["train", recipe])
     assert code == 1 and page("out-of-memory").missing("row", said) == [], said
     assert step_records(home) == [], "nothing was trained before it was known"
@@ -93,8 +96,6 @@ def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, 
 
 @glibc
 def test_a_base_that_does_not_fit_says_so(make_recipe, small, tiny_base, tmp_path, page):
-    import shutil
-
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -102,7 +103,7 @@ def test_a_base_that_does_not_fit_says_so(make_recipe, small, tiny_base, tmp_pat
     shutil.copytree(tiny_base, base)
     AutoModelForCausalLM.from_config(LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=4, vocab_size=512,
                                                  num_attention_heads=4), dtype=torch.float32).save_pretrained(base)
-    recipe = make_recipe("big.yaml", base=str(base), **{"name": "big"})
+    recipe = make_recipe("big.yaml", base=str(base))
     code, said = limited(30, [["train", small], ["check", recipe]], ["train", recipe])
     assert code == 1 and page("out-of-memory").missing("elsewhere", said) == [], said
 
