@@ -82,7 +82,7 @@ def test_released_refused_improved_rehearsed_and_taken_back(tmp_path, home):
     drilled = tunesmith("rollback", "production", "--drill")
     assert (drilled["release_id"], drilled["previous"], drilled["identical"]) == (v3["release_id"], v1["release_id"], True)
     assert tunesmith("show", "production")["release_id"] == v3["release_id"]
-    first, third = ([g for g in json.loads((home / "releases" / v["release_id"] / "golden.json").read_text(encoding="utf-8"))]
+    first, third = (json.loads((home / "releases" / v["release_id"] / "golden.json").read_text(encoding="utf-8"))
                     for v in (v1, v3))
     assert len(first) == 8 and [g["answer"] for g in first] != [g["answer"] for g in third]
     assert tunesmith("rollback", "production", "--why", "night")["release_id"] == v1["release_id"]

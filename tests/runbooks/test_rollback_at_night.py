@@ -3,13 +3,13 @@
 pytest tests/runbooks/test_rollback_at_night.py
 """
 
-import json
 import shutil
 
 import pytest
 
 import tunesmith
 from tunesmith.releases.bundle import MANIFEST, Release, _release_id
+from tunesmith.store.files import write_json
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def night(project):
     manifest = good.manifest | {"name": "bad"}
     manifest["release_id"] = _release_id(manifest)
     shutil.copytree(good.path, good.path.with_name(manifest["release_id"]))
-    (good.path.with_name(manifest["release_id"]) / MANIFEST).write_text(json.dumps(manifest))
+    write_json(good.path.with_name(manifest["release_id"]) / MANIFEST, manifest)
     tunesmith.promote(good.id, "production")
     tunesmith.promote(manifest["release_id"], "production")
     return good
