@@ -123,7 +123,7 @@ def test_a_run_that_the_system_killed_says_so_and_goes_on(make_recipe, home, pag
         process.wait()
     assert process.returncode == -signal.SIGKILL
     (run,) = tunesmith.runs()["runs"]
-    looked = command("watch", run["run_id"], "--once").stdout
+    looked = "\n".join(line.strip("│ ") for line in command("watch", run["run_id"], "--once").stdout.splitlines())
     assert page("out-of-memory").missing("killed", looked) == [], looked
     command("train", recipe, "--resume", run["run_id"], check=0)
 
