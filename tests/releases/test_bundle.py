@@ -16,8 +16,8 @@ from tunesmith.store.files import sha256_file, sha256_json, sha256_tree
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training.run import Run
 
-HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "replay.json", "report/report.json",
-        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "replay.json",
+        "report/report.json", "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "adapter/tunesmith.json", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"}
 
