@@ -163,7 +163,7 @@ def test_11_another_tokenizer_has_another_dataset(make_recipe, tiny_base, tmp_pa
         tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>\n'", "'<|im_end|>'")
 
     def vocabulary(tokenizer):
-        tokenizer.add_tokens(["Cottage"])
+        assert tokenizer.add_tokens(["Stone Hedge"]) == 1
 
     first = prepared()
     others = [prepared(base=base_of(tiny_base, tmp_path / name, change))

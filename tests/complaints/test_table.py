@@ -13,14 +13,14 @@ ROWS = {int(number): cells for number, cells in re.findall(r"^\| (\d+) \|(.+)\|$
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
-def tests_of(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     if not path.is_file():
         return set()
     return {n.name for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)}
 
 
 def missing(table: str) -> list[str]:
-    return [f"{file}::{name}" for file, name in NAMED.findall(table) if name not in tests_of(ROOT / file)]
+    return [f"{file}::{name}" for file, name in NAMED.findall(table) if name not in names_in(ROOT / file)]
 
 
 def test_there_are_eighteen_complaints_and_each_has_a_check_and_a_test():
@@ -36,7 +36,7 @@ def test_every_test_that_is_named_is_there():
 
 
 def test_every_test_of_this_folder_is_in_the_table():
-    here = {f"tests/complaints/test_complaints.py::{n}" for n in tests_of(Path(__file__).with_name("test_complaints.py"))
+    here = {f"tests/complaints/test_complaints.py::{n}" for n in names_in(Path(__file__).with_name("test_complaints.py"))
             if n.startswith("test_")}
     assert here <= {f"{file}::{name}" for file, name in NAMED.findall(TABLE)}
 

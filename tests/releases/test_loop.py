@@ -23,7 +23,7 @@ def tunesmith(*arguments, code: int = 0) -> dict:
     """One verb, its document. `code`: how it has to end."""
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "tunesmith", *map(str, arguments), "--json"], capture_output=True, text=True,
-                          check=False, timeout=280)
+                          check=False, timeout=900)
     print(f"{time.monotonic() - began:6.1f} s  {done.returncode}  tunesmith {' '.join(map(str, arguments))}")
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -47,7 +47,7 @@ def served(channel: str, goldens: list[dict]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_released_refused_improved_rehearsed_and_taken_back(tmp_path, home):
     tunesmith("init", tmp_path / "mine")
     recipe = yaml.safe_load((tmp_path / "mine" / "recipe.yaml").read_text(encoding="utf-8"))

@@ -85,6 +85,7 @@ def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small
 
 
 @glibc
+@pytest.mark.slow
 def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, page, home):
     recipe = make_recipe("big.yaml", train=[*rows(5), *rows(1, words=2500)],
                          **{"data.max_tokens": 16384, "data.dedup": {"near": None}})
@@ -95,6 +96,7 @@ def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, 
 
 
 @glibc
+@pytest.mark.slow
 def test_a_base_that_does_not_fit_says_so(make_recipe, small, tiny_base, tmp_path, page):
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig

@@ -25,6 +25,7 @@ def night(project):
     return good
 
 
+@pytest.mark.slow
 def test_the_page_from_top_to_bottom(night, command, page, tmp_path):
     told, shown = page("rollback-at-night"), command("show", "production", check=0).stdout
     assert "history: " in shown and night.id in shown
