@@ -54,7 +54,7 @@ def _root() -> None:
 def main() -> None:
     """Entry point. Known errors become a message and their exit code; a bug keeps its traceback."""
     from tunesmith.cli.output import emit, fail
-    from tunesmith.errors import TunesmithError, UsageError
+    from tunesmith.errors import TunesmithError, UsageError, out_of_memory
 
     as_json = "--json" in sys.argv
     try:
@@ -68,3 +68,7 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except typer.Abort:  # Ctrl-C, in some versions of click
         sys.exit(130)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (known := out_of_memory(error)) is None:
+            raise
+        sys.exit(fail(known, as_json))

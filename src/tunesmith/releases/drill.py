@@ -52,16 +52,21 @@ def drill(channel: str, why: str = "", say: Say = lambda _line: None) -> dict:
         StoreError, BaseModelError, AdapterError, TemplateError: it could not be restored; that is kept as a failed drill.
     """
     now_at, before = fallback(channel)
-    done = replayed(before, why=why, say=say)
+    done = _rehearse(before, before, why, say)
     message = done["message"] if done["identical"] else f"{done['message']}; a rollback of {channel} would not bring it back"
     return {**done, "channel": channel, "release_id": now_at, "previous": before, "message": message}
 
 
 def replayed(name: str, why: str = "", say: Say = lambda _line: None) -> dict:
     """Replay a release, by its id, or that of a channel. Returns and raises as `drill`, without `channel` and `previous`."""
-    release_id, began = _named(name), time.monotonic()
+    return _rehearse(*_named(name), why, say)
+
+
+def _rehearse(name: str, release_id: str, why: str, say: Say) -> dict:
+    """Drill what goes by `name`, and remember it under the id, whatever comes of it."""
+    began = time.monotonic()
     try:
-        release = Release.find(name if Path(name).is_dir() else release_id)
+        release = Release.find(name)
         goldens, made = recorded(release.path)
         say(f"replaying {len(goldens)} goldens of {release.id} in a fresh process")
         said, here = _in_a_fresh_process(release)
@@ -120,13 +125,13 @@ def _message(release_id: str, checked: list[dict], odd: list[dict], differs: dic
     return message
 
 
-def _named(name: str) -> str:
-    """The id of a release, damaged or not: what is wrong with it is for the drill to say."""
+def _named(name: str) -> tuple[str, str]:
+    """(What a release is found by, its id) of a release or channel. Damaged or not: that is for the drill to say."""
     try:
-        return current(name)["release_id"]
+        return (current(name)["release_id"],) * 2
     except NotFoundError:
         path = find("releases", name)
-        return read_json(path / MANIFEST).get("release_id", path.name)
+        return name, read_json(path / MANIFEST).get("release_id", path.name)
 
 
 def _question(golden: dict) -> str:
