@@ -312,6 +312,13 @@ def test_a_weight_of_0_leaves_the_other_parent_alone(trained, composed, decoder,
     assert (logits(methods.load(decoder(), out)) - expected).abs().max() < 1e-3 < (expected - logits(decoder())).abs().max()
 
 
+@pytest.mark.parametrize("how", ["cat", "svd", "linear", "ties"])
+def test_a_parent_of_weight_0_gives_no_rank(trained, composed, how):
+    """And is not refused for its rank where factors are added: it is not added."""
+    _, facts = composed({trained("a"): 1.0, trained("b", Lora(rank=6)): 0.0}, how=how)
+    assert facts["rank"] == 4
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_the_order_of_the_parents_does_not_count(trained, composed, how):
     a, b = trained("a"), trained("b")
