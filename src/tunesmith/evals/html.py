@@ -21,6 +21,7 @@ import jinja2
 
 from tunesmith.evals import charts
 from tunesmith.evals.charts import shown
+from tunesmith.evals.merge_page import merge_view
 from tunesmith.evals.report_items import linked
 from tunesmith.evals.report_sets import CHANGES, calibration_view, overview, set_order, set_views, systems_of
 from tunesmith.evals.report_words import WORDS, duration, label, size, words, written_date
@@ -60,6 +61,7 @@ def render_report(report: dict[str, Any]) -> str:
         calibration=[(words(name), figures) for name in set_order(report)
                      if (figures := calibration_view(report["sets"][name]))],
         serving=serving_view(report["serving"]) if "serving" in report else None,
+        merge=merge_view(report["merge"]) if "merge" in report else None,
         style=style_view(report),
     )
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError, UsageError
-from tunesmith.evals import noise, parents, shipped, words
+from tunesmith.evals import merged, noise, parents, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
@@ -130,10 +131,12 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
 
         report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
         report["style"]["votes"] = count(report, run.path)
+    del model  # the server and the merged models are loaded by themselves
     if recipe.eval.serving or serving:
-        del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
+    if recipe.gates.merge:
+        report["merge"] = merged.measure_run(run, asked[0].items, recipe.gates.merge, say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
@@ -218,10 +221,12 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
 
 
 def with_suites(loaded: Loaded, files: Sequence[str]) -> Loaded:
-    """The recipe with more suite files, given relative to where we are."""
+    """The recipe with more suite files, given relative to where we are. Raises UsageError: there is none of that name."""
     if not files:
         return loaded
     more = [str(Path(f).expanduser().absolute()) for f in files]
+    if missing := [f for f in more if not glob.glob(f, recursive=True)]:
+        raise UsageError(f"no suite file {missing[0]!r}", fix="give --suite a file or pattern, relative to where you are")
     known = loaded.recipe.eval
     suites = known.model_copy(update={"suites": list(dict.fromkeys([*known.suites, *more]))})
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": suites}))
