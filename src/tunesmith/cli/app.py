@@ -13,14 +13,18 @@ import typer
 from tunesmith.cli import (
     channel,
     check,
+    compose,
     data,
     evaluate,
+    export,
     import_,
     init,
     look,
+    merge,
     release,
     run,
     serve,
+    ship,
     sweep,
     train,
     verify,
@@ -30,11 +34,13 @@ from tunesmith.cli import (
 
 app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_help=True, rich_markup_mode=None,
                   add_completion=False, pretty_exceptions_enable=False)
-for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, release.release, run.run,
-             channel.promote, channel.rollback, serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
+for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, compose.compose, release.release,
+             run.run, merge.merge, export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc,
+             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
+app.add_typer(ship.key, name="key")
 
 WrongCommandLine = typer.BadParameter.__base__
 """What is raised for unknown verbs, options and missing arguments; typer does not export it."""

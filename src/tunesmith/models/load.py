@@ -99,6 +99,11 @@ def refuse_missing_weights(loaded: dict, where: Path) -> None:
                              why=f"{missing[0]} would be random", fix="fetch or save the checkpoint again")
 
 
+def file_bytes(base: Base) -> int:
+    """Of the checkpoint's weights on disk."""
+    return sum(path.stat().st_size for path in base.path.glob("*.safetensors"))
+
+
 def parameter_count(base: Base) -> int:
     """Parameters in the checkpoint's files, read from the safetensors headers alone. Tied copies count once."""
     from math import prod

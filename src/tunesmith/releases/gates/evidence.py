@@ -44,6 +44,8 @@ class Evidence:
     """What each part knows of the chat template (`gathered`)."""
     fallback: dict[str, Any] | None = None
     """What would be gone back to, and its last drill (`releases.drill.evidence`), where the recipe asks for the gate."""
+    composed: dict | None = None
+    """Of a composed run: how, and of which parents (`training.compose`)."""
 
 
 def gathered(run: Run, report: dict | None) -> Evidence:
@@ -68,7 +70,8 @@ def gathered(run: Run, report: dict | None) -> Evidence:
 
         fallback = evidence(rule.channel)
     return Evidence(loaded.recipe, report, dataset.manifest, {
-        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)}, fallback)
+        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)}, fallback,
+        state.get("composed"))
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
