@@ -126,4 +126,12 @@ def test_a_text_that_parts_at_a_tie_passes_and_one_that_parts_at_a_choice_does_n
 def test_what_is_allowed_grows_with_the_rounding_that_was_measured_and_is_never_nothing(measured, tiny_tokenizer):
     limit = allowed(job_of(tiny_tokenizer, measured, measured**2), REFERENCE)
     assert limit.max_abs_logit_diff >= TIMES * measured and limit.mean_kl >= TIMES**2 * measured**2
-    assert 0 < limit.max_abs_logit_diff < limit.margin
+    assert limit.mean_kl > 0 and limit.margin**2 >= 2 * limit.mean_kl
+
+
+def test_the_largest_logit_of_a_coarse_dtype_is_no_excuse_for_another_model(tiny_tokenizer):
+    """In bfloat16 a logit of 40 has neighbours 0.25 away; as a KL that would be nats, and no adapter would be refused."""
+    loud = [replace(s, logits=s.logits * 5) for s in REFERENCE]
+    job = replace(job_of(tiny_tokenizer, 0.5, 1e-4), dtype="bfloat16", trained_dtype="bfloat16")
+    limit = allowed(job, loud)
+    assert limit.mean_kl < 0.01 and limit.margin < 0.2

@@ -9,6 +9,7 @@ A merge rounds every weight once more, and a runtime has kernels of its own: eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
@@ -97,14 +98,18 @@ def _larger(a: Difference, b: Difference) -> Difference:
 
 
 def allowed(job: Job, reference: Sequence[Said]) -> Allowed:
-    """What may differ, by `job.rounding` and one unit in the last place of the largest logit, of the coarser of the dtypes."""
+    """What may differ, by `job.rounding`; where that was nothing at all, by the coarser of the two dtypes' eps.
+
+        logits   TIMES the largest difference, at least TIMES a unit in the last place of the largest logit
+        KL       TIMES^2 the mean, at least eps nats: it goes with the square of the logits' error e, KL ~ e^2 / 2
+        margin   the e of TIMES^2 the largest KL, at least of eps nats
+    """
     import torch
 
     eps = max(torch.finfo(getattr(torch, name)).eps for name in (job.dtype, job.trained_dtype))
     unit = eps * max(float((s.logits - s.logits.mean(-1, keepdim=True)).abs().max()) for s in reference if len(s.logits))
-    logits = TIMES * max(job.rounding.max_abs_logit_diff if job.rounding else 0.0, unit)
-    kl = TIMES**2 * max(job.rounding.mean_kl if job.rounding else 0.0, unit**2)
-    return Allowed(logits, kl, 2 * logits)
+    logits, mean_kl, max_kl = ((r.max_abs_logit_diff, r.mean_kl, r.max_kl) if (r := job.rounding) else (0.0, 0.0, 0.0))
+    return Allowed(TIMES * max(logits, unit), max(TIMES**2 * mean_kl, eps), math.sqrt(2 * max(TIMES**2 * max_kl, eps)))
 
 
 def judge(job: Job, asked: Sequence[Question], reference: Sequence[Said], found: Found) -> dict:
