@@ -62,6 +62,8 @@ def test_vllm_gets_the_smallest_rank_that_it_allows(rank, flag):
     ({"init_lora_weights": "pissa"}, "pissa"),
     ({"r": 600}, "600"),
     ({"rank_pattern": {"q_proj": 1000}}, "1000"),
+    ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+    ({"use_qalora": True}, "use_qalora"),
 ])
 def test_what_vllm_refuses_is_said(changes, word):
     made = LoraConfig(**{"r": 8, "target_modules": ["q_proj"]} | changes).to_dict()
@@ -70,7 +72,8 @@ def test_what_vllm_refuses_is_said(changes, word):
     assert word in " ".join(found["refused"])
 
 
-@pytest.mark.parametrize("changes", [{"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"modules_to_save": ["score"]}])
+@pytest.mark.parametrize("changes", [{"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"modules_to_save": ["score"]},
+                                     {"init_lora_weights": "orthogonal"}])
 def test_what_vllm_takes_is_not_refused(changes):
     assert report.vllm(LoraConfig(r=8, target_modules=["q_proj"], **changes).to_dict())["loads"]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from tunesmith.engine.memory import give_back
 from tunesmith.engine.nf4 import Nf4Linear, packed_bytes
 from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.methods import QUANTISATION_FILE, files, lora
@@ -49,6 +50,8 @@ def quantise(model: PreTrainedModel, block: int, double: bool) -> None:
                               fix="use method: {type: lora}")
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, Nf4Linear(module, block, double).train(module.training))
+    del module
+    give_back()  # what the weights occupied lies in pieces that no activation fits into
 
 
 def estimate(model: PreTrainedModel, method: Qlora) -> Estimate:

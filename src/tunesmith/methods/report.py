@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be (0.33); an adapter needs one that is not below its own rank."""
+VLLM_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""`init_lora_weights` that leave the base as it is; the others (pissa, olora, corda, loftq) have changed it."""
 OF_ADAPTER = re.compile(r"\.(lora_\w+|ia3_l|modules_to_save|down|up)\b.*|\.(weight|bias)$")
 """The end of a parameter's name, which says what it is in its adapter."""
 
@@ -59,7 +61,9 @@ def vllm(config: dict) -> dict:
         refused.append(f"modules_to_save has whole copies of {', '.join(extra)}")
     if config.get("layer_replication"):
         refused.append("it repeats layers")
-    if isinstance(init := config.get("init_lora_weights"), str) and init.lower() != "gaussian":
+    if odd := [k for k in ("alora_invocation_tokens", "use_bdlora", "use_qalora") if config.get(k)]:
+        refused.append(f"it is a LoRA of another kind ({', '.join(odd)})")
+    if isinstance(init := config.get("init_lora_weights"), str) and init.lower() not in VLLM_STARTS:
         refused.append(f"it was initialised as {init}, which changes the base")
     rank = max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
     fitting = next((r for r in VLLM_RANKS if r >= rank), None)

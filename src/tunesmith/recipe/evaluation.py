@@ -270,15 +270,34 @@ class MergeGate(Section):
     """Where greedy texts part, the most nats by which the adapter on its base may prefer its own token; near 0 it is a tie."""
 
 
+class RollbackGate(Section):
+    channel: str = "production"
+    """The release that this channel points at is the one to fall back to once the new one is promoted."""
+    max_age_days: Annotated[int, Field(ge=1)] = 30
+    """How old its last drill may be."""
+
+
+class CompositionGate(Section):
+    """What a composed adapter may lose against a parent on the test sets that the parent was trained for."""
+
+    max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Largest drop of a share (0.05: 5 points) that the 95% interval may include; of scores out of 100 a hundred times that."""
+    max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.1
+    """Largest rise of the held-out loss that it may include, in nats per token."""
+
+
 class Gates(Section):
-    """The first five are judged for every release; the others where they are named, `{}` for the defaults (docs/gates.md)."""
+    """The first five are judged for every release, `composition` for every composed one; the others where they are named, `{}`
+    for the defaults (docs/gates.md)."""
 
     target: TargetGate = TargetGate()
     leak: LeakGate = LeakGate()
     audit: AuditGate = AuditGate()
     no_op: NoOpGate = NoOpGate()
+    composition: CompositionGate = CompositionGate()
     regression: RegressionGate | None = None
     safety: SafetyGate | None = None
     calibration: CalibrationGate | None = None
     serving: ServingGate | None = None
     merge: MergeGate | None = None
+    rollback: RollbackGate | None = None
