@@ -15,8 +15,8 @@ import time
 import pytest
 import yaml
 
-STEPS = {"v1": 24, "v2": 24, "v3": 48}
-RATES = {"v1": 1e-3, "v2": 1e-9, "v3": 1e-3}
+STEPS = {"v1": 16, "v2": 2, "v3": 32}
+RATES = {"v1": 1e-3, "v2": 1e-6, "v3": 1e-3}
 
 
 def tunesmith(*arguments, code: int = 0) -> dict:
