@@ -13,8 +13,8 @@ from pathlib import Path
 from tunesmith.releases.verbs import (  # noqa: F401  (verbs like those below)
     export,
     gc,
-    made,
     merge,
+    named,
     new_key,
     promote,
     pull,
@@ -181,7 +181,7 @@ def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat
     from tunesmith.releases.source import source_of
     from tunesmith.training.compose import composed, source_of_run
 
-    found = [(weight, *made(one)) for one, weight in adapters]
+    found = [(weight, *named(one)) for one, weight in adapters]
     sources = [source_of_run(run, weight) if run else source_of(release, weight) for weight, release, run in found]
     given = {"max_drop": max_drop, "max_loss_rise": max_loss_rise}
     return composed(name, sources, Settings(how=how, rank=rank, density=density, sign=sign, seed=seed),
@@ -251,7 +251,7 @@ def show(name: str) -> dict:
     try:
         return {"kind": "channel", **current(name)}
     except NotFoundError:
-        found, run = made(name)
+        found, run = named(name)
     return {"kind": "run", **run.state} if run else {"kind": "release", "path": str(found.path), **found.manifest}
 
 
@@ -281,7 +281,7 @@ def compare(a: str, b: str) -> dict:
     from tunesmith.releases.compare import compare as compare_both
     from tunesmith.releases.compare import side
 
-    return compare_both(side(*made(a)), side(*made(b)))
+    return compare_both(side(*named(a)), side(*named(b)))
 
 
 def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
@@ -361,7 +361,7 @@ def _run_of(name: str):
         if not made:
             raise NotFoundError("this recipe has no finished run", where=path, fix=f"tunesmith train {name}")
         return Run.find(made[0]["run_id"])
-    found, run = made(name)
+    found, run = named(name)
     return run or Run.find(found.manifest["run_id"])
 
 

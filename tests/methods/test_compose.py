@@ -266,6 +266,13 @@ def test_dare_is_the_same_under_a_seed_and_another_under_another(trained, compos
     assert one == two != three
 
 
+def test_a_and_b_are_pruned_by_chances_of_their_own(trained, composed):
+    """As many numbers in both: with one stream for the two, the same ones would be gone, and the product would be biased."""
+    out, _ = composed({trained("a"): 1.0, trained("b"): 0.0}, how="dare_linear", density=0.5)
+    found = {layer: (a.ravel() != 0, b.ravel() != 0) for layer, (a, b, _) in factors(out).items() if layer.endswith("q_proj")}
+    assert all(a.shape == b.shape and 0.3 < (a == b).mean() < 0.7 for a, b in found.values()) and len(found) == 2
+
+
 def test_dare_on_the_updates_is_the_papers_formula(trained, composed):
     """With the same masks: which numbers stay is read off each parent alone."""
     a, b = trained("a"), trained("b")
@@ -310,6 +317,13 @@ def test_a_weight_of_0_leaves_the_other_parent_alone(trained, composed, decoder,
     near(updates(out), updates(a), 1e-4)
     expected = logits(methods.load(decoder(), a))
     assert (logits(methods.load(decoder(), out)) - expected).abs().max() < 1e-3 < (expected - logits(decoder())).abs().max()
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear", "ties"])
+def test_a_parent_of_weight_0_gives_no_rank(trained, composed, how):
+    """And is not refused for its rank where factors are added: it is not added."""
+    _, facts = composed({trained("a"): 1.0, trained("b", Lora(rank=6)): 0.0}, how=how)
+    assert facts["rank"] == 4
 
 
 @pytest.mark.parametrize("how", HOWS)

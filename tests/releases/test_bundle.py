@@ -186,7 +186,7 @@ def test_one_changed_byte_anywhere_in_the_manifest_and_the_signatures_is_found(s
 def signed(release, tmp_path):
     """The release with a signature, and the control: it is whole."""
     key = tunesmith.new_key(tmp_path / "key")
-    tunesmith.sign(release.id, key=key["key"])
+    tunesmith.sign_release(release.id, key=key["key"])
     assert Release.find(release.id).verify() == [key["key_id"]]
     return release
 

@@ -67,12 +67,12 @@ def test_a_new_key_is_its_owners_and_is_never_overwritten(ada, tmp_path):
 
 def test_signing_changes_neither_the_id_nor_the_manifest(release, ada, eve):
     before = (release.path / MANIFEST).read_bytes()
-    assert tunesmith.sign(release.id, key=ada["key"]) == {"release_id": release.id, "signed_by": ada["key_id"]}
-    assert tunesmith.sign(release.id, key=eve["key"])["signed_by"] == eve["key_id"]
+    assert tunesmith.sign_release(release.id, key=ada["key"]) == {"release_id": release.id, "signed_by": ada["key_id"]}
+    assert tunesmith.sign_release(release.id, key=eve["key"])["signed_by"] == eve["key_id"]
     assert Release.find(release.id).verify() == sorted([ada["key_id"], eve["key_id"]])
     assert (release.path / MANIFEST).read_bytes() == before
     envelope = [p.read_bytes() for p in files(release, ada)]
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     assert [p.read_bytes() for p in files(release, ada)] == envelope, "ed25519 signs the same twice"
 
 
@@ -83,7 +83,7 @@ def test_openssl_accepts_the_signature_and_makes_keys_that_are_accepted(release,
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
     subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
     der = subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-outform", "DER"], check=True, capture_output=True).stdout
-    signed_by = tunesmith.sign(release.id, key=key)["signed_by"]
+    signed_by = tunesmith.sign_release(release.id, key=key)["signed_by"]
     assert signed_by == hashlib.sha256(der).hexdigest()
     envelope = json.loads((release.path / "signatures" / f"{signed_by}.dsse.json").read_text())
     payload = base64.b64decode(envelope["payload"])
@@ -112,23 +112,23 @@ def test_an_encrypted_key_needs_its_passphrase(release, tmp_path, monkeypatch):
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:open sesame", "-out", key],
                    check=True, capture_output=True)
     with pytest.raises(UsageError, match="cannot be read") as raised:
-        tunesmith.sign(release.id, key=key)
+        tunesmith.sign_release(release.id, key=key)
     assert "TUNESMITH_SIGNING_PASSPHRASE" in raised.value.fix
     monkeypatch.setenv("TUNESMITH_SIGNING_PASSPHRASE", "open sesame")
-    assert tunesmith.sign(release.id, key=key)["signed_by"]
+    assert tunesmith.sign_release(release.id, key=key)["signed_by"]
 
 
 def test_no_key_and_what_is_no_key_are_said(release, ada, tmp_path):
     assert signing_key() is None
     with pytest.raises(UsageError, match="no key to sign with"):
-        tunesmith.sign(release.id)
+        tunesmith.sign_release(release.id)
     with pytest.raises(UsageError, match="no such signing key"):
-        tunesmith.sign(release.id, key=tmp_path / "none")
+        tunesmith.sign_release(release.id, key=tmp_path / "none")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UsageError, match="cannot be read"):
-        tunesmith.sign(release.id, key=tmp_path / "text")
+        tunesmith.sign_release(release.id, key=tmp_path / "text")
     with pytest.raises(UsageError, match="cannot be read"):
-        tunesmith.sign(release.id, key=ada["public_key"])
+        tunesmith.sign_release(release.id, key=ada["public_key"])
     with pytest.raises(UsageError, match="not an ed25519 public key"):
         tunesmith.verify_release(release.id, key=ada["key"])
     with pytest.raises(NotFoundError):
@@ -157,14 +157,14 @@ def refused(release: Release, words: str) -> None:
 
 def test_a_signature_of_another_release_is_found(release, ada, rebundled):
     other = Release.find(rebundled(name="other"))
-    tunesmith.sign(other.id, key=ada["key"])
+    tunesmith.sign_release(other.id, key=ada["key"])
     shutil.copytree(other.path / "signatures", release.path / "signatures")
     refused(release, "not about this release")
 
 
 def test_a_signature_under_the_name_of_another_key_is_found(release, ada, eve):
     """Eve signs, and says that it was Ada."""
-    tunesmith.sign(release.id, key=eve["key"])
+    tunesmith.sign_release(release.id, key=eve["key"])
     envelope, public = files(release, eve)
     text = envelope.read_text().replace(eve["key_id"], ada["key_id"])
     envelope.unlink()
@@ -185,7 +185,7 @@ def test_a_signature_under_the_name_of_another_key_is_found(release, ada, eve):
     (lambda e, p: p.write_text(p.read_text() + "\n"), "not the key"),
 ])
 def test_half_a_signature_and_what_is_none_are_found(release, ada, spoil, words):
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     spoil(*files(release, ada))
     refused(release, words)
 
@@ -194,7 +194,7 @@ def test_half_a_signature_and_what_is_none_are_found(release, ada, spoil, words)
 
 
 def test_without_trusted_keys_anything_is_promoted_and_nothing_is_called_trusted(release, eve):
-    tunesmith.sign(release.id, key=eve["key"])
+    tunesmith.sign_release(release.id, key=eve["key"])
     found = tunesmith.verify_release(release.id)
     assert (found["trusted"], found["signatures"]) == (None, [{"key_id": eve["key_id"], "trusted": None}])
     assert tunesmith.promote(release.id, "production")["release_id"] == release.id
@@ -205,13 +205,13 @@ def test_with_trusted_keys_only_what_they_signed_is_promoted(release, project, a
     with pytest.raises(GateRefused, match="not signed by a trusted key") as raised:
         tunesmith.promote(release.id, "production")
     assert raised.value.exit_code == 3 and "it is not signed" in raised.value.why
-    tunesmith.sign(release.id, key=eve["key"])
+    tunesmith.sign_release(release.id, key=eve["key"])
     with pytest.raises(GateRefused) as raised:
         tunesmith.promote(release.id, "production")
     assert eve["key_id"][:16] in raised.value.why
     assert command("promote", release.id, "--to", "production", "--json", check=3).json["error"] == "GateRefused"
     assert not (project.home / "channels").exists(), "nothing moved"
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     tunesmith.promote(release.id, "production")
     history = json.loads((project.home / "channels" / "production.json").read_text())["history"]
     assert history[0]["signed_by"] == sorted([ada["key_id"], eve["key_id"]])
@@ -224,12 +224,12 @@ def test_a_rollback_goes_only_to_what_is_trusted(release, project, ada, trust, r
     trust(ada)
     with pytest.raises(GateRefused, match="was not rolled back to"):
         tunesmith.rollback("production")
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     assert tunesmith.rollback("production")["release_id"] == release.id
 
 
 def test_the_variable_names_a_directory_or_a_file_and_never_nothing(release, ada, eve, tmp_path, monkeypatch):
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     for place, trusted in ((ada["public_key"], True), (eve["public_key"], False), (tmp_path / "keys", True)):
         monkeypatch.setenv("TUNESMITH_TRUSTED_KEYS", str(place))
         assert tunesmith.verify_release(release.id)["trusted"] is trusted
@@ -243,7 +243,7 @@ def test_the_variable_names_a_directory_or_a_file_and_never_nothing(release, ada
 
 
 def test_verify_release_with_a_key_is_exit_code_1_without_its_signature(release, ada, eve, command):
-    tunesmith.sign(release.id, key=ada["key"])
+    tunesmith.sign_release(release.id, key=ada["key"])
     good = command("verify", "release", release.id, "--key", ada["public_key"], "--json", check=0).json
     assert good["identical"] and good["trusted"] and good["signatures"] == [{"key_id": ada["key_id"], "trusted": True}]
     assert set(good) == {"identical", "release_id", "trusted", "here", "signatures", "message"}

@@ -39,7 +39,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_a_directory_gives_back_what_it_got(release, tmp_path, elsewhere):
     key = tunesmith.new_key(tmp_path / "key")
-    tunesmith.sign(release.id, key=key["key"])
+    tunesmith.sign_release(release.id, key=key["key"])
     before = sha256_tree(release.path)
     pushed = tunesmith.push(release.id, str(tmp_path / "store"))
     assert pushed == {"release_id": release.id, "url": str(tmp_path / "store" / release.id), "files": len(before),
@@ -73,7 +73,7 @@ def test_a_signature_made_later_follows(release, tmp_path, elsewhere):
     tunesmith.pull(release.id, store)
     elsewhere("home")
     key = tunesmith.new_key(tmp_path / "key")
-    tunesmith.sign(release.id, key=key["key"])
+    tunesmith.sign_release(release.id, key=key["key"])
     assert tunesmith.push(release.id, store)["uploaded"] == 2
     elsewhere()
     tunesmith.pull(release.id, store)

@@ -74,7 +74,7 @@ def fetched(host: str, path: str) -> bytes:
 
 def test_a_release_goes_there_and_comes_back_on_another_machine(release, registry, tmp_path, monkeypatch, command):
     key = tunesmith.new_key(tmp_path / "key")
-    tunesmith.sign(release.id, key=key["key"])
+    tunesmith.sign_release(release.id, key=key["key"])
     before, url = sha256_tree(release.path), f"registry://{registry}/team/tiny"
     pushed = command("push", release.id, url, "--json", check=0).json
     assert pushed["url"] == f"{url}:{release.id}" and pushed["uploaded"] == pushed["files"] == len(before)
@@ -126,7 +126,7 @@ def test_signatures_of_two_meet_there(release, registry, tmp_path, monkeypatch):
     for name in ("ada", "grace"):
         monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / name))
         shutil.copytree(plain, tmp_path / name / "releases" / release.id)
-        ids.append(tunesmith.sign(release.id, key=tunesmith.new_key(tmp_path / name / "key")["key"])["signed_by"])
+        ids.append(tunesmith.sign_release(release.id, key=tunesmith.new_key(tmp_path / name / "key")["key"])["signed_by"])
         tunesmith.push(release.id, url)
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "third"))
     assert Release.open(Path(tunesmith.pull(release.id, url)["path"])).verify() == sorted(ids)

@@ -69,7 +69,7 @@ def keys(bucket) -> list[str]:
 
 def test_a_release_goes_there_and_comes_back_on_another_machine(release, bucket, tmp_path, monkeypatch, command):
     key = tunesmith.new_key(tmp_path / "key")
-    tunesmith.sign(release.id, key=key["key"])
+    tunesmith.sign_release(release.id, key=key["key"])
     before, url = sha256_tree(release.path), f"s3://{bucket.name}/team/releases"
     done = command("push", release.id, url, "--json", check=0)
     assert done.json["url"] == f"{url}/{release.id}" and done.json["uploaded"] == done.json["files"] == len(before)

@@ -1,12 +1,13 @@
 """Is the merged model the adapter on its base? It is written to disk, loaded from there, and asked the same (ADR 14).
 
     reference   the adapter on its base, in the dtype that it was trained and evaluated in
-    rounding    the adapter on its base again, not merged, in the merged model's dtype and with the questions in batches
+    unmerged    the adapter on its base, in the merged model's dtype: alone, and once more with the questions in batches
     merged      loaded from the files that the merge wrote
 
-Rounding is the yardstick: what computing the very same thing in that dtype and in another order does to the logits. A merged
-model is as far away as that or a few times, for its weights are rounded once more; a wrong one is hundreds of times as far in
-float32, whatever the model. In 16 bits rounding itself is coarse, so that there is a limit in nats beside it.
+KL, likeliest tokens and texts are against the reference: that is what the report is about. Whether the merge is right is seen
+more sharply within one dtype: how far the merged model is from the unmerged one, over how far that one is from itself when it
+is computed in another order, which is rounding. A right merge is some times as far, for its weights are rounded once more; a
+wrong one is thousands of times as far in float32, whatever the model and whatever dtype it was trained in.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import AdapterError
 from tunesmith.exports.probe import Question, Said, ask, difference, questions
 from tunesmith.models.base import Base
 from tunesmith.recipe.evaluation import MergeGate
+from tunesmith.store.files import read_json
 from tunesmith.store.home import home
 from tunesmith.training.run import Run, tokenizer_for
+
+if TYPE_CHECKING:
+    import torch
 
 Say = Callable[[str], None]
 BATCH = 4
@@ -55,6 +60,17 @@ class Reference:
     new_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unmerged:
+    """The adapter on its base in a merged model's dtype."""
+
+    dtype: str
+    said: list[Said]
+    """Each question alone: logits along the reference's answers."""
+    rounding: dict
+    """With the questions in batches: the difference to the reference, and `same_dtype`, that to `said`."""
+
+
 def measure_run(run: Run, items: Sequence, rule: MergeGate, say: Say = lambda _line: None) -> dict:
     """`measure` of a run's adapter. `{not_measured: {reason, fix}}` where its method has no merged form."""
     state = run.state
@@ -70,8 +86,9 @@ def measure(subject: Subject, rule: MergeGate, say: Say = lambda _line: None) ->
     """Merge into every dtype of the rule, under QLoRA onto both bases, in a directory that is removed again.
 
     `{method, onto, tied, untied[], reference{dtype, questions, tokens, new_tokens}, rounding{dtype: difference}, models[{dtype,
-    onto, chosen, bytes, seconds, ratio, broken[], **difference}]}`; a difference is `probe.Difference` and `max_margin`, the
-    most nats by which the reference prefers its own token where a text parts. `onto` is the base whose merge is closer.
+    onto, chosen, bytes, seconds, ratio, broken[], **difference}]}`. A difference is `probe.Difference` to the reference;
+    `max_margin`, the most nats by which the reference prefers its own token where a text parts; and `same_dtype`, the
+    difference of logits and KL to the unmerged model. `onto` is the base whose merge is closer.
 
     Raises:
         AdapterError: the adapter cannot be merged.
@@ -84,7 +101,8 @@ def measure(subject: Subject, rule: MergeGate, say: Say = lambda _line: None) ->
     rounding, models, facts = {}, [], {}
     for dtype in rule.dtypes:
         say(f"what rounding does in {dtype}")
-        rounding[dtype] = rounding_of(reference, dtype)
+        unmerged = unmerged_in(reference, dtype)
+        rounding[dtype] = unmerged.rounding
         for onto in bases:
             say(f"merging into {dtype}" + (f", onto the {onto} base" if onto else "") + ", and asking it again")
             began = time.monotonic()
@@ -92,10 +110,10 @@ def measure(subject: Subject, rule: MergeGate, say: Say = lambda _line: None) ->
             with tempfile.TemporaryDirectory(prefix=".merge.", dir=home()) as scratch:
                 facts = merge(subject.base.path, subject.adapter, Path(scratch) / "merged", dtype=dtype, onto=onto)
                 seconds = time.monotonic() - began
-                found = compared(reference, Path(scratch) / "merged", dtype)
+                found = compared(reference, unmerged, Path(scratch) / "merged")
             models.append({"dtype": dtype, "onto": onto, "bytes": facts["bytes"], "seconds": round(seconds, 2)}
                           | judged(found, rounding[dtype], rule))
-    nearest = min(bases, key=lambda onto: sum(m["mean_kl"] for m in models if m["onto"] == onto))
+    nearest = min(bases, key=lambda onto: sum(m["same_dtype"]["mean_kl"] for m in models if m["onto"] == onto))
     return {"method": facts["method"], "onto": nearest, "tied": facts["tied"], "untied": facts["untied"],
             "reference": {"dtype": subject.dtype, "questions": len(reference.asked), "new_tokens": rule.new_tokens,
                           "tokens": models[0]["tokens"]},
@@ -111,34 +129,39 @@ def reference_of(subject: Subject, rule: MergeGate) -> Reference:
     return Reference(subject, asked, said, stop_ids(subject.tokenizer), rule.new_tokens)
 
 
-def compared(reference: Reference, path: Path, dtype: str) -> dict:
-    """How far the merged model at `path` is, loaded in this dtype. Raises BaseModelError: it does not load."""
+def unmerged_in(reference: Reference, dtype: str) -> Unmerged:
+    """Ask the adapter on its base again, in this dtype. Rounding is at least a unit in the last place of the largest logit."""
+    import torch
+
+    model, asked, said = _adapted(reference.subject, dtype), reference.asked, reference.said
+    alone, batched = [], []
+    for question, path in zip(asked, said, strict=True):
+        alone.append(replace(path, logits=_logits(model, [question], [path])[0]))
+    for first in range(0, len(asked), BATCH):
+        some = slice(first, first + BATCH)
+        batched += [replace(own, logits=logits_AV) for own, logits_AV in zip(
+            _answers(model, asked[some], reference), _logits(model, asked[some], said[some]), strict=True)]
+    found = _difference(reference, alone, batched)
+    largest = max((float(s.logits.abs().max()) for s in alone if len(s.logits)), default=1.0)
+    found["same_dtype"]["mean_abs_logit_diff"] = max(found["same_dtype"]["mean_abs_logit_diff"],
+                                                     torch.finfo(getattr(torch, dtype)).eps * largest)
+    return Unmerged(dtype, alone, found)
+
+
+def compared(reference: Reference, unmerged: Unmerged, path: Path) -> dict:
+    """How far the merged model at `path` is, loaded in the unmerged one's dtype. Raises BaseModelError: it does not load."""
     import torch
 
     from tunesmith.models.load import model_of
 
-    model = model_of(Base(str(path), "", path), getattr(torch, dtype), reference.subject.device)
-    return _difference(reference, ask(model, reference.subject.tokenizer, reference.asked, along=reference.said,
-                                      new_tokens=reference.new_tokens))
-
-
-def rounding_of(reference: Reference, dtype: str) -> dict:
-    """How far the adapter on its base is from itself, in this dtype and with the questions in batches; at least one unit in the
-    last place of the largest logit."""
-    import torch
-
-    model, said = _adapted(reference.subject, dtype), []
-    for first in range(0, len(reference.asked), BATCH):
-        batch = slice(first, first + BATCH)
-        said += _together(model, reference.asked[batch], reference.said[batch], reference)
-    largest = max((float(s.logits.abs().max()) for s in reference.said if len(s.logits)), default=0.0)
-    found = _difference(reference, said)
-    return found | {"mean_abs_logit_diff": max(found["mean_abs_logit_diff"], torch.finfo(getattr(torch, dtype)).eps * largest)}
+    model = model_of(Base(str(path), "", path), getattr(torch, unmerged.dtype), reference.subject.device)
+    said = ask(model, reference.subject.tokenizer, reference.asked, along=reference.said, new_tokens=reference.new_tokens)
+    return _difference(reference, unmerged.said, said)
 
 
 def judged(found: dict, rounding: dict, rule: MergeGate) -> dict:
     """The difference, `ratio` to rounding, and `broken`: what keeps it from being the same model, in words; empty: it is."""
-    ratio = found["mean_abs_logit_diff"] / rounding["mean_abs_logit_diff"]
+    ratio = found["same_dtype"]["mean_abs_logit_diff"] / rounding["same_dtype"]["mean_abs_logit_diff"]
     said = [f"its logits are {ratio:,.3g} times as far away as rounding puts them, {rule.max_ratio:g} times is allowed"
             ] if not ratio <= rule.max_ratio else []
     if not found["mean_kl"] <= rule.max_kl:
@@ -152,24 +175,45 @@ def judged(found: dict, rounding: dict, rule: MergeGate) -> dict:
 
 
 def _adapted(subject: Subject, dtype: str):
-    """The adapter on its base in this dtype, modules that were trained whole as well."""
+    """The adapter on its base in this dtype, modules that were trained whole as well. Under QLoRA the base is what 4 bits made
+    of it in training, with the codes of that dtype."""
     import torch
 
     from tunesmith import methods
+    from tunesmith.methods import lora
     from tunesmith.models.load import model_of
 
-    model = methods.load(model_of(subject.base, getattr(torch, dtype), subject.device), subject.adapter)
-    whole = methods.kind(subject.adapter) == "full"
+    kind, to = methods.kind(subject.adapter), getattr(torch, dtype)
+    base = model_of(subject.base, to, subject.device)
+    if kind == "qlora" and dtype != subject.dtype:
+        _through_4_bits(base, subject)
+        model = lora.load(base, subject.adapter)
+    else:
+        model = methods.load(base, subject.adapter)
     for name, p in model.named_parameters():
-        if whole or ".modules_to_save." in name:
-            p.data = p.data.to(getattr(torch, dtype))
+        if kind == "full" or ".modules_to_save." in name:
+            p.data = p.data.to(to)
     return model.eval()
 
 
-def _together(model, asked: list[Question], along: list[Said], reference: Reference) -> list[Said]:
-    """Greedy answers, and logits along those of `along`, of questions that are computed in one batch."""
+def _through_4_bits(model, subject: Subject) -> None:
+    """Every linear layer's weight as QLoRA had it in training, in the model's dtype, in place."""
     import torch
 
+    from tunesmith.methods import QUANTISATION_FILE
+    from tunesmith.methods.qlora import dense, quantise
+    from tunesmith.methods.targets import linear_layers
+    from tunesmith.models.load import model_of
+
+    settings = read_json(subject.adapter / QUANTISATION_FILE)
+    trained = model_of(subject.base, getattr(torch, subject.dtype), subject.device)
+    quantise(trained, settings["block_size"], settings["double_quant"])
+    for name, layer in linear_layers(model).items():
+        layer.weight.data = dense(trained.get_submodule(name)).weight.data.to(model.dtype)
+
+
+def _answers(model, asked: list[Question], reference: Reference) -> list[Said]:
+    """Greedy answers to questions that are computed together, without logits."""
     from tunesmith.serving.generate import Request, generate
 
     answers: list[list[int]] = [[] for _ in asked]
@@ -179,28 +223,33 @@ def _together(model, asked: list[Question], along: list[Said], reference: Refere
         if token.id is not None:
             answers[token.row].append(token.id)
         stopped[token.row] |= token.finish == "stop"
+    return [Said("", ids, end) for ids, end in zip(answers, stopped, strict=True)]
+
+
+def _logits(model, asked: list[Question], along: list[Said]) -> list[torch.Tensor]:
+    """[A, V] float32 of each question, as in `probe.Said`, all of them computed together."""
+    import torch
+
     rows = [q.prompt + s.answer for q, s in zip(asked, along, strict=True)]
     width, device = max(map(len, rows)), next(model.parameters()).device
     with torch.inference_mode():
         ids_BL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
         mask_BL = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
-    found = []
-    for b, (question, path) in enumerate(zip(asked, along, strict=True)):
-        first = len(question.prompt) - 1
-        logits_AV = logits_BLV[b, first : first + len(path.answer) + path.stopped].float().cpu()
-        found.append(Said("", answers[b], stopped[b], logits_AV))
-    return found
+        logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL if len(rows) > 1 else None, use_cache=False).logits
+    firsts = [len(q.prompt) - 1 for q in asked]
+    return [logits_BLV[b, first : first + len(s.answer) + s.stopped].float().cpu()
+            for b, (first, s) in enumerate(zip(firsts, along, strict=True))]
 
 
-def _difference(reference: Reference, other: Sequence[Said]) -> dict:
-    """`probe.difference` with `max_margin`. An answer that ends where the reference goes on has the likeliest stop's margin."""
-    found = difference(reference.said, other)
+def _difference(reference: Reference, unmerged: Sequence[Said], other: Sequence[Said]) -> dict:
+    """As `measure` says. An answer that ends where the reference goes on has the margin of the likeliest stop token."""
+    found, near = difference(reference.said, other), difference(unmerged, other)
     parted = []
     for place in found.parted:
         if place["margin"] is None:
             logits_V = reference.said[place["question"]].logits[place["at"]].double()
             place = place | {"margin": float(logits_V.max() - logits_V[sorted(reference.stops)].max())}
         parted.append(place)
-    return replace(found, parted=parted).as_dict() | {"max_margin": max((p["margin"] for p in parted), default=0.0)}
-
+    return replace(found, parted=parted).as_dict() | {
+        "max_margin": max((p["margin"] for p in parted), default=0.0),
+        "same_dtype": {k: getattr(near, k) for k in ("max_abs_logit_diff", "mean_abs_logit_diff", "mean_kl")}}

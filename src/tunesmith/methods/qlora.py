@@ -118,12 +118,13 @@ def merge(model: PeftModel, onto: Onto = "dequantised", original: PreTrainedMode
     for parent in list(model.modules()):
         for key, module in list(parent.named_children()):
             if isinstance(module, Nf4Linear):
-                setattr(parent, key, _dense(module))
+                setattr(parent, key, dense(module))
     return lora.merge(model)
 
 
 @torch.no_grad()
-def _dense(layer: Nf4Linear) -> nn.Linear:
+def dense(layer: Nf4Linear) -> nn.Linear:
+    """An ordinary layer with the weights that 4 bits made."""
     made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     made.weight = nn.Parameter(layer.weight, requires_grad=False)
     if layer.bias is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tunesmith.errors import UsageError
 from tunesmith.evals.items import Item
-from tunesmith.evals.merged import Subject, compared, judged, measure, reference_of, rounding_of
+from tunesmith.evals.merged import Subject, compared, judged, measure, reference_of, unmerged_in
 from tunesmith.recipe.evaluation import MergeGate
 from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Recipe
@@ -64,7 +64,8 @@ def merge(made: Run | Release, out: Path, *, dtype: str | None = None, onto: str
             _same_stops(staging, reference.stops)
             known = _dtype_of(staging)
             say(f"loading it again, in {known}, and asking it the same")
-            found = judged(compared(reference, staging, known), rounding_of(reference, known), rule)
+            unmerged = unmerged_in(reference, known)
+            found = judged(compared(reference, unmerged, staging), unmerged.rounding, rule)
             found["broken"] += _prompts_otherwise(staging, reference)
             if found["broken"]:
                 raise _Another

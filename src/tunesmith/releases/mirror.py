@@ -59,6 +59,7 @@ def mirror(release: Release, say: Say) -> dict | None:
     from tunesmith.track.registry import registry
 
     name = release.manifest["name"]
+    pointed = aliases(name, track.get("aliases") or ALIASES)
     try:
         with registry(setting, home()) as models:
             version = models.version(name, {"tunesmith.release_id": release.id}) or _trained(release, models)
@@ -66,7 +67,6 @@ def mirror(release: Release, say: Say) -> dict | None:
             version = _registered(release, setting, track)
         with registry(setting, home()) as models:
             models.tag(name, version, tags(release))
-            pointed = aliases(name, track.get("aliases") or ALIASES)
             for alias, release_id in pointed.items():
                 wanted = release_id and models.version(name, {"tunesmith.release_id": release_id})
                 models.point(name, alias, wanted)

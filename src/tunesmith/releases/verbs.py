@@ -89,7 +89,7 @@ def merge(name: str, directory: str | Path, *, dtype: str | None = None, onto: s
     """
     from tunesmith.releases.merge import merge as merge_made
 
-    release, run = made(name)
+    release, run = named(name)
     return merge_made(run or release, Path(directory), dtype=dtype, onto=onto, say=say)
 
 
@@ -171,7 +171,7 @@ def verify_merge(name: str, *, say: Say = _silent) -> dict:
     merged in a scratch directory, loaded again, and compared with the adapter on its base (`evals.merged.measure`)."""
     from tunesmith.releases.merge import verify
 
-    release, run = made(name)
+    release, run = named(name)
     return verify(run or release, say)
 
 
@@ -183,7 +183,7 @@ def verify_replay(name: str, *, say: Say = _silent) -> dict:
     return replayed(name, say=say)
 
 
-def made(name: str):
+def named(name: str):
     """(release, None) or (None, run), whichever goes by this id, unique prefix or path."""
     from tunesmith.errors import NotFoundError
     from tunesmith.releases.bundle import Release
