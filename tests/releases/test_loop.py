@@ -59,7 +59,8 @@ def test_released_refused_improved_rehearsed_and_taken_back(tmp_path, home):
     recipe["track"] = {"mlflow": None}
 
     def path_of(version: str) -> str:
-        recipe["train"] |= {"max_steps": STEPS[version], "tokens_per_step": 256, "learning_rate": RATES[version], "checkpoint": {"every_steps": 1000}}
+        recipe["train"] |= {"max_steps": STEPS[version], "tokens_per_step": 256, "learning_rate": RATES[version],
+                            "checkpoint": {"every_steps": 1000}}
         if version != "v1":
             recipe["gates"]["rollback"] = {}
         path = tmp_path / "mine" / f"{version}.yaml"
