@@ -2,6 +2,7 @@
 # make test      the whole test suite
 # make test-slow trainings killed at any moment, and whatever else takes minutes
 # make test-harness  EleutherAI's lm-evaluation-harness against our server
+# make test-stores  releases in S3 and in an OCI registry, on servers of their own
 # make test-ray  the stages over Ray Data, on a cluster of one machine
 # make test-vllm exports asked in a real vLLM, which gets a virtual environment of its own (.venv-vllm)
 # make setup     .venv with everything (both call it; seconds when nothing changed)
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: setup demo test test-slow test-harness test-ray test-vllm lint clean
+.PHONY: setup demo test test-slow test-harness test-ray test-vllm test-stores lint clean
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -42,6 +43,11 @@ test-ray: setup
 test-vllm: setup
 	@TORCH='$(TORCH)' bash scripts/install_vllm.sh .venv-vllm
 	@TUNESMITH_VLLM=.venv-vllm/bin/vllm $(BIN)/python -m pytest -m vllm tests/exports/test_vllm.py
+
+test-stores: setup
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,stores]'
+	@scripts/install_registry.sh .venv/registry
+	@$(BIN)/python -m pytest -m stores tests/releases/test_stores_s3.py tests/releases/test_stores_registry.py
 
 lint: setup
 	@$(BIN)/ruff check .

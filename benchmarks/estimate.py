@@ -70,7 +70,9 @@ def one(base_name: str, engine: str, dtype_name: str, rank: int, tokens: int, ro
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = estimate.Shape.of(model.get_base_model().config, parameters, trainable, dtype.itemsize)
     rate = estimate.flops_per_second(shape, dtype, "cpu")
-    if engine != "plain":
+    if engine == "plain":
+        plain.prepare()
+    else:
         fast.accelerate(model)
         if engine == "torch":
             build.stop()

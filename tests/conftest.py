@@ -276,3 +276,24 @@ def command(monkeypatch, capfd):
         return done
 
     return run
+
+
+@pytest.fixture
+def rebundled(project):
+    """Make another whole release of one that is there: `rebundled(release_id, name="second")`, with other manifest values, and
+    files that `edit(folder)` changed. Returns its id."""
+    from tunesmith.releases.bundle import MANIFEST, Release, _release_id, tree
+    from tunesmith.store.files import write_json
+
+    def make(release_id: str | None = None, edit=lambda folder: None, **changes) -> str:
+        first = Release.find(release_id or project.done["release_id"])
+        made = first.path.with_name(f".making-{first.id}")
+        shutil.copytree(first.path, made, ignore=shutil.ignore_patterns("signatures"))
+        edit(made)
+        manifest = first.manifest | {"files": tree(made)[0]} | changes
+        manifest["release_id"] = _release_id(manifest)
+        write_json(made / MANIFEST, manifest)
+        made.rename(first.path.with_name(manifest["release_id"]))
+        return manifest["release_id"]
+
+    return make

@@ -105,6 +105,10 @@ class TrainingError(TunesmithError, RuntimeError):
     """Training stopped because going on would end with a wrong model."""
 
 
+class MemoryShortage(TunesmithError, MemoryError):
+    """What was to be computed does not fit into memory."""
+
+
 class AdapterError(TunesmithError, ValueError):
     """An adapter that does not fit its base, or changes nothing."""
 
@@ -129,3 +133,17 @@ class GateRefused(TunesmithError):
     """A gate said no, or could not be measured. Nothing was released."""
 
     exit_code = 3
+
+
+def out_of_memory(error: BaseException) -> MemoryShortage | None:
+    """The same error with what to do, if it says that memory ran out; None for any other.
+
+    torch says it in many ways: on a GPU, in its own allocator on a CPU, in oneDNN's.
+    """
+    said = str(error)
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "create a memory object", "Cannot allocate memory")
+    if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(w in said for w in words)):
+        return None
+    return MemoryShortage("out of memory", why=said.splitlines()[0] if said else type(error).__name__,
+                          fix="`tunesmith check RECIPE` says what a training takes and which knob helps; other programs' "
+                              "memory counts too")

@@ -10,6 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tunesmith.releases.verbs import (  # noqa: F401  (verbs like those below)
+    export,
+    gc,
+    merge,
+    named,
+    new_key,
+    promote,
+    pull,
+    push,
+    release,
+    rollback,
+    sign_release,
+    verify_merge,
+    verify_release,
+    verify_replay,
+)
+
 Say = Callable[[str], None]
 
 
@@ -147,6 +164,30 @@ def count_votes(run: str, votes: list[str | Path]) -> dict:
     return {"run_id": found.state["run_id"], "report_path": found.state["report_path"], "votes": report["style"]["votes"]}
 
 
+def compose(name: str, adapters: Sequence[tuple[str, float]], *, how: str = "cat", rank: int | None = None,
+            density: float | None = None, sign: str | None = None, seed: int | None = None, samples: int | None = None,
+            max_drop: float | None = None, max_loss_rise: float | None = None, say: Say = _silent) -> dict:
+    """The state of a new run whose adapter is composed of `adapters`, (run or release, weight) each: run_id, run_dir,
+    adapter_dir, composed{how, rank, error, kept, overlap, vllm, parents[], sets}. What each `how` computes: docs/compose.md.
+
+    `samples`: rows that are evaluated of each test set, instead of what its parent's recipe says; `max_drop`, `max_loss_rise`:
+    those of `gates.composition`, instead of the first parent's recipe's.
+
+    Raises:
+        UsageError: adapters that cannot be composed, and why; settings that mean nothing.
+        AdapterError: a parent or the result is not finite, or the result does nothing.
+    """
+    from tunesmith.methods.compose import Settings
+    from tunesmith.releases.source import source_of
+    from tunesmith.training.compose import composed, source_of_run
+
+    found = [(weight, *named(one)) for one, weight in adapters]
+    sources = [source_of_run(run, weight) if run else source_of(release, weight) for weight, release, run in found]
+    given = {"max_drop": max_drop, "max_loss_rise": max_loss_rise}
+    return composed(name, sources, Settings(how=how, rank=rank, density=density, sign=sign, seed=seed),
+                    samples=samples, allowed={k: v for k, v in given.items() if v is not None}, say=say).state
+
+
 def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say = _silent) -> dict:
     """Train the recipe for each combination of `KEY=V1,V2`, and compare: `{sweep_id, status, metric, rows[{values, run_id,
     status, trainable_parameters, target, regression, peak_memory_bytes, seconds, spectrum, against_best}], recommended,
@@ -163,20 +204,6 @@ def sweep(recipe: str | Path, sets: list[str], *, margin: float = 0.0, say: Say 
     from tunesmith.evals.sweep import sweep as sweep_recipe
 
     return sweep_recipe(recipe, sets, margin, say)
-
-
-def release(run: str, *, overrides: Sequence[tuple[str, str, str]] = (), say: Say = _silent) -> dict:
-    """`{release_id, verdict: pass|refused, gates[{name, verdict, evidence}], overrides[{gate, by, reason, verdict, message}],
-    path}`. `overrides`: (gate, who answers for it, why) of gates that may refuse.
-
-    Raises:
-        UsageError: an override of a gate that was not judged or passed, or without a name or a reason.
-    """
-    from tunesmith.releases.bundle import release as release_run
-    from tunesmith.releases.gates import Override
-    from tunesmith.training.run import Run
-
-    return release_run(Run.find(run), say, [Override(*one) for one in overrides])
 
 
 def run(recipe: str | Path, *, say: Say = _silent) -> dict:
@@ -207,37 +234,6 @@ def run(recipe: str | Path, *, say: Say = _silent) -> dict:
     return {**checked, **trained, **evaluated, **released, "seconds": seconds}
 
 
-def promote(release: str, channel: str, *, why: str = "") -> dict:
-    """`{channel, release_id, previous}`."""
-    from tunesmith.releases.bundle import Release
-    from tunesmith.releases.channel import promote as move
-
-    return move(Release.find(release), channel, why)
-
-
-def rollback(channel: str, *, why: str = "") -> dict:
-    """`{channel, release_id, previous}`."""
-    from tunesmith.releases.channel import rollback as move
-
-    return move(channel, why)
-
-
-def export(release: str, format: str, output: str | Path, *, dtype: str | None = None, quant: str | None = None,
-           base_path: str | None = None, unreleased: bool = False, say: Say = _silent) -> dict:
-    """A release as files for another program, asked there: `{path, format, dtype, max_abs_logit_diff, mean_kl, top1_agreement,
-    verdict: pass|fail|not_measured, probe{}, facts{}, files{name: digest}}`. With `fail`, path is None and nothing is left;
-    the three numbers are None where the runtime gives no logits.
-
-    Raises:
-        UsageError: no such format or dtype, `output` is there already, a method that the format cannot hold, or a run that was
-            not released, without `unreleased`.
-    """
-    from tunesmith.releases.export import export as export_release
-
-    return export_release(release, format, Path(output), dtype=dtype, quant=quant, base_path=base_path, unreleased=unreleased,
-                          say=say)
-
-
 def runs() -> dict:
     """`{runs[...], releases[...]}`, newest first."""
     from tunesmith.releases.bundle import all_releases
@@ -255,7 +251,7 @@ def show(name: str) -> dict:
     try:
         return {"kind": "channel", **current(name)}
     except NotFoundError:
-        found, run = _made(name)
+        found, run = named(name)
     return {"kind": "run", **run.state} if run else {"kind": "release", "path": str(found.path), **found.manifest}
 
 
@@ -285,7 +281,7 @@ def compare(a: str, b: str) -> dict:
     from tunesmith.releases.compare import compare as compare_both
     from tunesmith.releases.compare import side
 
-    return compare_both(side(*_made(a)), side(*_made(b)))
+    return compare_both(side(*named(a)), side(*named(b)))
 
 
 def verify_packing(recipe: str | Path, *, say: Say = _silent) -> dict:
@@ -312,15 +308,6 @@ def verify_quantised(recipe: str | Path, *, steps: int = 8, say: Say = _silent) 
     from tunesmith.evals.quantised import quantised
 
     return quantised(recipe, steps, say)
-
-
-def verify_release(release: str) -> dict:
-    """`{identical, message}`. Raises StoreError naming the first file that differs."""
-    from tunesmith.releases.bundle import Release
-
-    found = Release.find(release)
-    return {"identical": True, "release_id": found.id, "message": f"{len(found.manifest['files'])} files of {found.id} are as "
-            "they were released"}
 
 
 def init(directory: str | Path, *, example: str = "addresses") -> dict:
@@ -374,20 +361,7 @@ def _run_of(name: str):
         if not made:
             raise NotFoundError("this recipe has no finished run", where=path, fix=f"tunesmith train {name}")
         return Run.find(made[0]["run_id"])
-    found, run = _made(name)
+    found, run = named(name)
     return run or Run.find(found.manifest["run_id"])
 
 
-def _made(name: str):
-    """(release, None) or (None, run), whichever goes by this id, unique prefix or path."""
-    from tunesmith.errors import NotFoundError
-    from tunesmith.releases.bundle import Release
-    from tunesmith.training.run import Run
-
-    try:
-        return None, Run.find(name)
-    except NotFoundError as no_run:
-        try:
-            return Release.find(name), None
-        except NotFoundError as no_release:
-            raise (no_release if name.startswith("rel-") else no_run) from None

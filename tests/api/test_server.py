@@ -18,7 +18,7 @@ import tunesmith
 from tunesmith.api.server import listen, load_engine
 from tunesmith.errors import AdapterError, StoreError, UsageError
 from tunesmith.releases.bundle import MANIFEST, Release, _release_id
-from tunesmith.store.files import sha256_tree
+from tunesmith.store.files import sha256_tree, write_json
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_channels_name_wins_over_the_name_of_another_releases_recipe(project, 
     shutil.copytree(first.path, first.path.parent / "copy")
     manifest = first.manifest | {"name": "other"}
     manifest["release_id"] = _release_id(manifest)
-    (first.path.parent / "copy" / MANIFEST).write_text(json.dumps(manifest))
+    write_json(first.path.parent / "copy" / MANIFEST, manifest)
     (first.path.parent / "copy").rename(first.path.parent / manifest["release_id"])
     tunesmith.promote(first.id, "blue")
     tunesmith.promote(manifest["release_id"], "tiny")
@@ -118,7 +118,7 @@ def test_an_adapter_that_does_not_fit_ends_the_start(project):
     files = {n: d for n, d in sha256_tree(release.path).items() if n != MANIFEST}
     manifest = release.manifest | {"files": files}
     manifest["release_id"] = _release_id(manifest)
-    (release.path / MANIFEST).write_text(json.dumps(manifest))
+    write_json(release.path / MANIFEST, manifest)
     made = release.path.rename(release.path.parent / manifest["release_id"])
     with pytest.raises(AdapterError, match="changes nothing"):
         load_engine([], [made.name], None)

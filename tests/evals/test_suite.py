@@ -177,6 +177,8 @@ def test_eval_takes_suites_and_shows_them(project, tmp_path, command):
     assert found["sets"]["streets"]["kind"] == "suite" and found["baselines"] and found["metrics"].keys() >= {"exact_match"}
     bad = write_suite(tmp_path, "bad.yaml", metrics=["exact_matsch"])
     assert command("eval", project.done["run_id"], "--suite", bad, check=2).stderr.count("metrics[0]") == 1
+    said = command("eval", project.done["run_id"], "--suite", "nowhere.yaml", check=2).stderr
+    assert "no suite file" in said and "relative to where you are" in said
 
 
 @pytest.mark.slow

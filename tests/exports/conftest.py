@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.methods.conftest import decoder, one_thread  # noqa: F401 - fixtures
 
 from tunesmith.exports.job import Job
 from tunesmith.exports.probe import Question, Said, ask

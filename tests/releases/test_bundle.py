@@ -4,21 +4,24 @@ pytest tests/releases/test_bundle.py
 """
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tunesmith
 from tunesmith.errors import NotFoundError, StoreError
 from tunesmith.releases.bundle import MANIFEST, Release, _release_id, all_releases
-from tunesmith.store.files import sha256_file, sha256_json, sha256_tree
+from tunesmith.store.files import read_json, sha256_file, sha256_json, sha256_tree, write_json
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training.run import Run
 
-HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "report/report.json",
-        "report/report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-        "adapter/tunesmith.json", "tokenizer/tokenizer.json",
+HELD = {"recipe.yaml", "recipe.resolved.json", "environment.json", "dataset.json", "golden.json", "replay.json",
+        "lock.cdx.json", "report/report.json", "report/report.html", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "adapter/tunesmith.json", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"}
 
 
@@ -128,7 +131,7 @@ def edited(release: Release, change) -> None:
     path = release.path / MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    write_json(path, manifest)
 
 
 def is_refused(release: Release, file: str) -> None:
@@ -144,6 +147,103 @@ def test_one_flipped_bit_anywhere_is_found(release, file):
     data[-1] ^= 1
     (release.path / file).write_bytes(data)
     is_refused(release, file)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_changed_byte_in_any_file_is_found(signed, data):
+    """The manifest, the lock and the signatures included; whichever byte, whatever it becomes."""
+    names = sorted(str(p.relative_to(signed.path)) for p in signed.path.rglob("*") if p.is_file())
+    path = signed.path / data.draw(st.sampled_from(names))
+    whole = path.read_bytes()
+    at, mask = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1:])
+    try:
+        with pytest.raises(StoreError):
+            Release.find(str(signed.path))
+    finally:
+        path.write_bytes(whole)
+
+
+def test_one_changed_byte_anywhere_in_the_manifest_and_the_signatures_is_found(signed):
+    """At fifty places of each, made a blank, a line break, the other case, its neighbour: JSON has bytes that say nothing."""
+    small = [MANIFEST, *(str(p.relative_to(signed.path)) for p in (signed.path / "signatures").iterdir())]
+    assert len(small) == 3
+    for name in small:
+        path = signed.path / name
+        whole = path.read_bytes()
+        step = max(1, len(whole) // 50)
+        for at in range(0, len(whole), step):
+            for other in {ord(" "), ord("\n"), whole[at] ^ 0x20, whole[at] ^ 1} - {whole[at]}:
+                path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1:])
+                with pytest.raises(StoreError):
+                    Release(signed.path, read_json(signed.path / MANIFEST)).verify()
+        path.write_bytes(whole)
+    Release.find(signed.id)
+
+
+@pytest.fixture
+def signed(release, tmp_path):
+    """The release with a signature, and the control: it is whole."""
+    key = tunesmith.new_key(tmp_path / "key")
+    tunesmith.sign_release(release.id, key=key["key"])
+    assert Release.find(release.id).verify() == [key["key_id"]]
+    return release
+
+
+def test_the_date_is_part_of_the_id_and_that_of_the_evaluation(release, project):
+    assert release.manifest["created"] == project.report["created"]
+    edited(release, lambda m: m.update(created="2001-01-01T00:00:00Z"))
+    is_refused(release, MANIFEST)
+
+
+def test_a_release_from_before_format_2_is_still_whole_and_its_date_is_not_in_its_id(release):
+    """As the releases were that are out there: no format, no lock, the date beside the id."""
+    old = release.manifest | {"created": "2026-01-01T00:00:00Z"}
+    old.pop("format")
+    (release.path / "lock.cdx.json").unlink()
+    old["files"] = {n: d for n, d in old["files"].items() if n != "lock.cdx.json"}
+    assert _release_id(old) == _release_id(old | {"created": "2027-01-01T00:00:00Z"})
+    old["release_id"] = _release_id(old)
+    (release.path / MANIFEST).write_text(json.dumps(old))
+    release.path.rename(release.path.with_name(old["release_id"]))
+    found = tunesmith.verify_release(old["release_id"])
+    assert (found["identical"], found["here"]) == (True, None)
+    edited(Release.find(old["release_id"]), lambda m: m.update(name="other"))
+    with pytest.raises(StoreError):
+        Release.find(old["release_id"])
+
+
+@pytest.mark.parametrize("spoil, named", [
+    (lambda p: (p / "golden.json").symlink_to((p / "golden.json").rename(p.parent / "elsewhere.json")), "golden.json"),
+    (lambda p: (p / "adapter").rename(p / "tokenizer" / "adapter"), "adapter/adapter_config.json"),
+    (lambda p: (p / "golden.json").rename(p / "golden2.json"), "golden.json"),
+    (lambda p: (p / "empty").mkdir(), "empty"),
+    (lambda p: (p / "link").symlink_to("/etc"), "link"),
+    (lambda p: (p / "adapter" / "link").symlink_to("../golden.json"), "adapter/link"),
+    (lambda p: (p / "broken").symlink_to("nowhere"), "broken"),
+    (lambda p: os.mkfifo(p / "pipe"), "pipe"),
+    (lambda p: ((p / "signatures").mkdir(), (p / "signatures" / "note.txt").write_text("x")), "signatures/note.txt"),
+], ids=["linked", "moved", "renamed", "empty directory", "link to a directory", "link to a file", "broken link", "pipe",
+        "no signature"])
+def test_whatever_is_no_file_of_the_release_is_found(release, spoil, named):
+    spoil(release.path)
+    is_refused(release, named)
+
+
+def test_modes_and_times_are_no_part_of_a_release(release):
+    """Stores do not keep them: the control for all of the above."""
+    for path in release.path.rglob("*"):
+        os.utime(path, (0, 0))
+        path.chmod(0o700)
+    assert Release.find(release.id).id == release.id
+
+
+def test_releasing_again_repairs_a_release_that_was_damaged(release, project):
+    before = sha256_tree(release.path)
+    (release.path / "golden.json").write_text("[]")
+    assert tunesmith.release(project.done["run_id"])["release_id"] == release.id
+    assert sha256_tree(release.path) == before
 
 
 def test_a_file_that_was_removed_is_found(release):

@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from tunesmith.releases.compare import compare, side
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, train
 
@@ -71,6 +72,17 @@ def test_a_release_says_the_same_as_the_run_it_was_made_from(command, project):
     shutil.rmtree(project.run_dir)
     alone = command("compare", release, release, "--json", check=0).json
     assert alone["metrics"] == {part: {n: [b, b] for n, (_, b) in m.items()} for part, m in found["metrics"].items()}
+
+
+def test_sets_of_one_name_that_ask_other_things_are_told(project):
+    run = Run.find(project.done["run_id"])
+    one, other = side(None, run), side(None, run)
+    assert compare(one, other)["notes"] == []
+    name = one.report["primary"]
+    other.report["sets"][name]["items"][0]["prompt"] += "?"
+    notes = compare(one, other)["notes"]
+    items = len(one.report["sets"][name]["items"])
+    assert len(notes) == 1 and notes[0].startswith(f"{name!r} asks other things: {items - 1} items are in both")
 
 
 def test_something_unknown_is_exit_code_2(command, project):

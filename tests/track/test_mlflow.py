@@ -39,13 +39,6 @@ def silent_and_clean(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("migrated")
-    track.start("sqlite", home, experiment="first", run_name="first", params={}, tags={}).finish()
-    return home / "mlflow.db"
-
-
 @pytest.fixture
 def home(tmp_path, migrated) -> Path:
     home = tmp_path / "my home #1 ü"

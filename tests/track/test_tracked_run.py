@@ -22,3 +22,8 @@ def test_a_run_is_tracked_from_its_parameters_to_its_evaluation(make_recipe, hom
     assert any(f.path == "report.html" for f in client.list_artifacts(run.info.run_id))
     version = client.get_model_version(done["mlflow_model"]["name"], str(done["mlflow_model"]["version"]))
     assert version.tags["tunesmith.run_id"] == done["run_id"]
+    assert done["verdict"] == "pass", done["gates"]
+    assert version.tags["tunesmith.release_id"] == done["release_id"] and done["mlflow"]["version"] == int(version.version)
+    assert client.get_model_version_by_alias("tiny", "challenger").version == version.version
+    assert tunesmith.promote(done["release_id"], "production")["mlflow"]["aliases"]["champion"] == done["release_id"]
+    assert client.get_model_version_by_alias("tiny", "champion").version == version.version

@@ -13,15 +13,18 @@ import typer
 from tunesmith.cli import (
     channel,
     check,
+    compose,
     data,
     evaluate,
     export,
     import_,
     init,
     look,
+    merge,
     release,
     run,
     serve,
+    ship,
     sweep,
     train,
     verify,
@@ -31,12 +34,13 @@ from tunesmith.cli import (
 
 app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_help=True, rich_markup_mode=None,
                   add_completion=False, pretty_exceptions_enable=False)
-for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, release.release, run.run,
-             export.export, channel.promote, channel.rollback, serve.serve, look.runs, look.show, look.compare, watch.watch,
-             import_.import_):
+for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, compose.compose, release.release,
+             run.run, merge.merge, export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc,
+             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
+app.add_typer(ship.key, name="key")
 
 WrongCommandLine = typer.BadParameter.__base__
 """What is raised for unknown verbs, options and missing arguments; typer does not export it."""
@@ -50,7 +54,7 @@ def _root() -> None:
 def main() -> None:
     """Entry point. Known errors become a message and their exit code; a bug keeps its traceback."""
     from tunesmith.cli.output import emit, fail
-    from tunesmith.errors import TunesmithError, UsageError
+    from tunesmith.errors import TunesmithError, UsageError, out_of_memory
 
     as_json = "--json" in sys.argv
     try:
@@ -64,3 +68,7 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except typer.Abort:  # Ctrl-C, in some versions of click
         sys.exit(130)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (known := out_of_memory(error)) is None:
+            raise
+        sys.exit(fail(known, as_json))

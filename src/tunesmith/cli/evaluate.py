@@ -28,7 +28,8 @@ def eval_lines(evaluated: dict) -> list[str]:
         what = "rows" if part["kind"] == "test" else "items"
         lines += [f"{name} ({kind}{part['n']} {what})", *(f"  {line}" for line in metric_lines(part["metrics"])), ""]
     lines.append(evaluated["conclusion"])
-    lines += [*([evaluated["style"]] if "style" in evaluated else []), *evaluated["baselines"]]
-    if worry := [w for w in evaluated["worry"] if w not in evaluated["baselines"]]:
+    lines += [*([evaluated["style"]] if "style" in evaluated else []), *evaluated["baselines"],
+              *(compared := evaluated.get("composition", []))]
+    if worry := [w for w in evaluated["worry"] if w not in (*evaluated["baselines"], *compared)]:
         lines += ["check these:", *(f"  · {w}" for w in worry)]
     return [*lines, f"report {evaluated['report_path']}"]

@@ -56,7 +56,9 @@ BASELINES = {"few_shot": "few-shot", "retrieval": "retrieval", "tuned_retrieval"
 
 def metric_lines(metrics: dict) -> list[str]:
     """Before and after, one metric a line. Shares are 0 to 1, scores 0 to 100."""
-    others = [s for s in BASELINES if any(s in m for m in metrics.values())]
+    parents = {s: s.replace("_", " ", 1) for m in metrics.values() for s in m if s.startswith("parent_")}
+    names = BASELINES | parents
+    others = [s for s in names if any(s in m for m in metrics.values())]
     before, after = [s for s in others if s != "tuned_retrieval"], [s for s in others if s == "tuned_retrieval"]
     rows = []
     for name, m in metrics.items():
@@ -64,7 +66,7 @@ def metric_lines(metrics: dict) -> list[str]:
         change = number.replace(":", ":+")
         values = [number.format(m[s]) if s in m else "-" for s in ("base", *before, "tuned", *after)]
         rows.append([name, *values, change.format(m["delta"]), " to ".join(change.format(end) for end in m["ci95"])])
-    return table(["metric", "base", *(BASELINES[s] for s in before), "tuned", *(BASELINES[s] for s in after), "change",
+    return table(["metric", "base", *(names[s] for s in before), "tuned", *(names[s] for s in after), "change",
                   "95% interval"], rows)
 
 

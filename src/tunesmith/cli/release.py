@@ -13,6 +13,8 @@ def release(run: Annotated[str, typer.Argument(metavar="RUN")],
                                                         "each with its --by and --reason.")] = [],  # noqa: B006
             by: Annotated[list[str], typer.Option(metavar="NAME", help="Who answers for the override.")] = [],  # noqa: B006
             reason: Annotated[list[str], typer.Option(metavar="TEXT", help="Why the override is right.")] = [],  # noqa: B006
+            sign: Annotated[str | None, typer.Option(metavar="KEY", help="Sign it with this private key; default "
+                                                     "TUNESMITH_SIGNING_KEY.")] = None,
             as_json: Json = False) -> None:
     """Judge a run by its gates and, if all pass, bundle it. Exit code 3 when a gate refuses."""
     from tunesmith import verbs
@@ -21,7 +23,7 @@ def release(run: Annotated[str, typer.Argument(metavar="RUN")],
         raise UsageError("every --override needs its --by and its --reason",
                          why=f"{len(override)} gates, {len(by)} names and {len(reason)} reasons were given",
                          fix="--override GATE --by NAME --reason TEXT, once for each gate")
-    released = verbs.release(run, overrides=list(zip(override, by, reason, strict=True)), say=say)
+    released = verbs.release(run, overrides=list(zip(override, by, reason, strict=True)), key=sign, say=say)
     emit(released, as_json, release_lines(released))
     raise typer.Exit(0 if released["verdict"] == "pass" else 3)
 

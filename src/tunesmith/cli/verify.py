@@ -50,11 +50,46 @@ def quantised(
 
 
 @app.command()
-def release(name: Annotated[str, typer.Argument(metavar="RELEASE")], as_json: Json = False) -> None:
-    """Every file of a release is as it was released."""
+def merge(made: Annotated[str, typer.Argument(metavar="RUN|RELEASE")], as_json: Json = False) -> None:
+    """Merged, written and loaded again it answers as the adapter on its base, in every dtype."""
     from tunesmith import verbs
 
-    _show(verbs.verify_release(name), as_json)
+    proof = verbs.verify_merge(made, say=say)
+    rows = [[m["dtype"] + (f", {m['onto']}" if m["onto"] else ""), f"{m['ratio']:.2g}", f"{m['max_abs_logit_diff']:.1e}",
+             f"{m['mean_kl']:.1e}", f"{m['top1_agreement']:.1%}", f"{m['same_texts']:.0%}",
+             "DIFFERENT" if m["broken"] else "ok"] for m in proof["models"]]
+    emit(proof, as_json, [*table(["merged into", "times rounding", "largest logit", "KL", "same token", "same text", ""], rows),
+                          f"{'ok' if proof['ok'] else 'DIFFERENT'}: {proof['message']}"])
+    raise typer.Exit(0 if proof["ok"] else 1)
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(metavar="RELEASE")],
+    key: Annotated[str | None, typer.Option(metavar="PUB", help="It must be signed by this public key; default: one of "
+                                                                "TUNESMITH_TRUSTED_KEYS, where that is set.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every file of a release is as it was released, and its signatures are about it. Says what is different here."""
+    from tunesmith import verbs
+
+    proof = verbs.verify_release(name, key=key)
+    counts = {None: "", True: "  trusted", False: "  not trusted"}
+    lines = [f"{'signed by':>12}  {s['key_id']}{counts[s['trusted']]}" for s in proof["signatures"]]
+    lines += [f"{'here':>12}  {proof['here']['message']}"] if proof["here"] else []
+    emit(proof, as_json, [*lines, f"{'identical' if proof['trusted'] is not False else 'REFUSED'}: {proof['message']}"])
+    raise typer.Exit(1 if proof["trusted"] is False else 0)
+
+
+@app.command()
+def replay(name: Annotated[str, typer.Argument(metavar="RELEASE|CHANNEL")], as_json: Json = False) -> None:
+    """A release, restored in a fresh process, gives its golden answers word for word."""
+    from tunesmith import verbs
+    from tunesmith.cli.channel import drill_lines
+
+    done = verbs.verify_replay(name, say=say)
+    emit(done, as_json, drill_lines(done))
+    raise typer.Exit(0 if done["identical"] else 1)
 
 
 def _show(proof: dict, as_json: bool) -> None:

@@ -6,7 +6,8 @@ and key/value projections, h heads, L the longest row, b bytes of the dtype), wi
                        fast, kernels in C   fast, torch's operations   plain
     two norms          2bd + 8              8d                         8d                upcast inputs
     linear inputs      b(2d + q + f)        b(2d + q + f)              4(5d + q + f)     PEFT's float32 copies; 4(2d + q + f)
-                                                                                         where b is 4
+                                                                                         where b is 4; nothing where the
+                                                                                         layers carry no adapter
     attention          b(q + 2kv) + 4h      4(2q + 2kv) + 4hL          4bq
     gate               2bf                  3bf                        3bf
 
@@ -29,7 +30,7 @@ Engine = Literal["kernels", "torch", "plain"]
 """The fast path with kernels in C, the fast path without them, the plain path."""
 MATMUL_SHARE: dict[Engine, float] = {"kernels": 0.65, "torch": 0.5, "plain": 0.36}
 """Of a step's time; the rest is memory traffic. As measured on two CPU cores by benchmarks/estimate.py."""
-HEAP: dict[Engine, float] = {"kernels": 1.08, "torch": 1.35, "plain": 1.65}
+HEAP: dict[Engine, float] = {"kernels": 1.08, "torch": 1.35, "plain": 1.4}
 """What the heap grows to over what layers keep in it: temporaries, and room between pieces. As measured there too."""
 LIBRARY_BYTES = 150_000_000
 """What a training loads that is not in memory before it: PEFT, the matrix library's buffers, pieces of the heap."""
@@ -51,9 +52,11 @@ class Shape:
     parameters: int
     trainable: int
     bytes_per_weight: int
+    adapted: bool = True
+    """Linear layers carry adapters, whose gradients need the layers' inputs."""
 
     @classmethod
-    def of(cls, config, parameters: int, trainable: int, bytes_per_weight: int) -> Shape:
+    def of(cls, config, parameters: int, trainable: int, bytes_per_weight: int, adapted: bool = True) -> Shape:
         """From a transformers config."""
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -61,14 +64,15 @@ class Shape:
         return cls(layers=config.num_hidden_layers, hidden=config.hidden_size,
                    inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size, query=heads * size,
                    key_value=kv * size, heads=heads, vocabulary=config.vocab_size, parameters=parameters,
-                   trainable=trainable, bytes_per_weight=bytes_per_weight)
+                   trainable=trainable, bytes_per_weight=bytes_per_weight, adapted=adapted)
 
 
-def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, engine: Engine, process_bytes: int) -> int:
+def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, engine: Engine, process_bytes: int,
+                      kept_bytes_per_token: int = 0) -> int:
     """Resident set at the largest step, in bytes.
 
     `pack_tokens`: of the largest pack, with padding on the plain path. `process_bytes`: of this process before the base is
-    loaded.
+    loaded. `kept_bytes_per_token`: by a method that keeps more than LoRA does.
     """
     b, d, f, q, kv = s.bytes_per_weight, s.hidden, s.inner, s.query, s.key_value
     match engine:
@@ -79,10 +83,11 @@ def peak_memory_bytes(s: Shape, pack_tokens: int, longest: int, engine: Engine, 
             layer = b * (2 * d + q + f) + 8 * d + 8 * (q + kv) + 4 * s.heads * longest + 3 * b * f
             head = 12 * CHUNK_TOKENS * s.vocabulary
         case "plain":
-            layer = 4 * ((2 if b == 4 else 5) * d + q + f) + 8 * d + 4 * b * q + 3 * b * f
+            layer = s.adapted * 4 * ((2 if b == 4 else 5) * d + q + f) + 8 * d + 4 * b * q + 3 * b * f
             head = 12 * pack_tokens * s.vocabulary
     weights = s.parameters * b + s.trainable * (4 + 4 + 8)  # float32 weight, gradient, Adam's two moments
-    return int(process_bytes + LIBRARY_BYTES + weights + HEAP[engine] * layer * s.layers * pack_tokens + head)
+    kept = layer * s.layers + kept_bytes_per_token
+    return int(process_bytes + LIBRARY_BYTES + weights + HEAP[engine] * kept * pack_tokens + head)
 
 
 def seconds(s: Shape, tokens: int, trained_tokens: int, flops_per_second: float, engine: Engine) -> float:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt(3)."""
 NEVER = 2**31 - 1
+LARGE_BYTES, MAPPINGS = 32 << 20, 65536
+"""Of a tensor that is mapped by itself, glibc's highest threshold, and how many there may be, its default."""
 
 
 def peak_bytes() -> int:
@@ -48,5 +50,18 @@ def keep_pages() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
+    return _mallopt((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER))
+
+
+def return_large() -> bool:
+    """After `keep_pages`: large tensors go back to the system when they are freed after all.
+
+    The logits of a whole padded batch are of another size each step. Kept, they leave the heap in pieces that the next do not
+    fit into: the same training took from 1.9 to 2.5 GB, and 1.7 GB like this, at the same speed.
+    """
+    return sys.platform.startswith("linux") and _mallopt((M_MMAP_THRESHOLD, LARGE_BYTES), (M_MMAP_MAX, MAPPINGS))
+
+
+def _mallopt(*settings: tuple[int, int]) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+    return bool(mallopt) and all(mallopt(*setting) for setting in settings)

@@ -10,6 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.engine.loss import IGNORE
+from tunesmith.engine.memory import return_large
+
+
+def prepare() -> None:
+    """Before a training on this path."""
+    return_large()
 
 
 def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:

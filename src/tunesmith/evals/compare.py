@@ -13,12 +13,14 @@ from tunesmith.evals.items import Item, Outcome, Suite
 from tunesmith.evals.metrics import METRICS, Metric
 from tunesmith.evals.statistics import Paired, paired
 from tunesmith.recipe.evaluation import Eval
+from tunesmith.training.compose import PARENT
 
 BASE, TUNED = "zero_shot", "tuned"
 BOUNDS = {"share": (0.0, 1.0), "score": (0.0, 100.0), "cosine": (-1.0, 1.0), "nats": (0.0, None), "ratio": (0.0, None)}
 """The least and the most that a metric of this unit can be."""
 PAIRS = ((TUNED, "few_shot"), (TUNED, "retrieval"), ("tuned_retrieval", "retrieval"), ("tuned_retrieval", TUNED))
-"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`."""
+"""Systems that are compared beside tuned and base, the first minus the second: what they say is in `evals.words`. A composed
+adapter is compared with its parents too: `evals.parents`."""
 
 
 def measurable(suite: Suite) -> None:
@@ -83,7 +85,8 @@ def measured(name: str, parts: dict[str, np.ndarray]) -> dict:
     found = {"label": metric.label, "higher_is_better": metric.higher_is_better, "unit": metric.unit, "systems": systems,
              "base": base, "tuned": tuned, "delta": tuned - base, "ci95": [change.low, change.high],
              "p_value": change.p_value, "detectable": power.detectable(change.sd, n)}
-    pairs = [difference(metric, parts, a, b) for a, b in PAIRS if a in parts and b in parts]
+    parents = [(TUNED, system) for system in parts if system.startswith(PARENT)]
+    pairs = [difference(metric, parts, a, b) for a, b in (*PAIRS, *parents) if a in parts and b in parts]
     return found | ({"pairs": pairs} if pairs else {})
 
 

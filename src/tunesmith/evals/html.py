@@ -21,6 +21,7 @@ import jinja2
 
 from tunesmith.evals import charts
 from tunesmith.evals.charts import shown
+from tunesmith.evals.merge_page import merge_view
 from tunesmith.evals.report_items import linked
 from tunesmith.evals.report_sets import CHANGES, calibration_view, overview, set_order, set_views, systems_of
 from tunesmith.evals.report_words import WORDS, duration, label, size, words, written_date
@@ -41,7 +42,8 @@ def render_report(report: dict[str, Any]) -> str:
     report = visible(report)
     sets, anchors = set_views(report)
     baselines = [(*CALLS[b["call"]], b["message"]) for b in report.get("baselines", ())]
-    said = {message for *_, message in baselines}
+    parents = [(*CALLS[c["call"]], c["message"]) for c in report.get("composition", {}).get("compared", ())]
+    said = {message for *_, message in (*baselines, *parents)}
     return template().render(
         report=report,
         created=written_date(report["created"]),
@@ -49,15 +51,17 @@ def render_report(report: dict[str, Any]) -> str:
         worries=[linked(line, anchors) for line in report["worry"] if line not in said],
         overview=overview(report),
         baselines=baselines,
+        parents=parents,
         sets=sets,
         total=sum(len(s["cases"]) for s in sets),
         changes=[(key, name, sum(s["changes"][key] for s in sets)) for key, name in CHANGES.items()],
         systems=[(key, label(key)) for key in systems_of(report["sets"].values())],
-        training=training_view(report["training"]) if report.get("training") else None,
+        training=training_view(report["training"]) if report.get("training", {}).get("steps") else None,
         facts=fact_groups(report),
         calibration=[(words(name), figures) for name in set_order(report)
                      if (figures := calibration_view(report["sets"][name]))],
         serving=serving_view(report["serving"]) if "serving" in report else None,
+        merge=merge_view(report["merge"]) if "merge" in report else None,
         style=style_view(report),
     )
 
@@ -104,7 +108,11 @@ def fact_groups(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str, 
     inner = {key: value for facts in found.values() for key, value in facts.items() if isinstance(value, dict)}
     groups = [(words(name), [fact(*pair) for pair in facts.items() if pair[0] not in inner])
               for name, facts in (found | inner).items()]
-    if training := report.get("training"):
+    if composition := report.get("composition"):
+        shown_ = {k: v for k, v in composition.items() if k not in ("parents", "compared") and v is not None}
+        parents = {p["name"]: f"{p['id']}, weight {p['weight']:g}" for p in composition["parents"]}
+        groups.append(("composition", [fact(*pair) for pair in (shown_ | parents).items()]))
+    if (training := report.get("training")) and training["steps"]:
         run = {"steps": len(training["steps"])} | {k: v for k, v in training.items() if k not in ("steps", "evals")}
         groups.append(("training", [fact(*pair) for pair in run.items()]))
     return groups

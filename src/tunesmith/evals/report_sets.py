@@ -10,6 +10,7 @@ from tunesmith.evals import charts
 from tunesmith.evals.charts import shown, span
 from tunesmith.evals.report_items import anchor_for, case_view, lead_metric, shared_opening
 from tunesmith.evals.report_words import SYSTEMS, label, metric_label, words
+from tunesmith.training.compose import PARENT
 
 CHANGES = {"tuned-wrong": "tuned wrong", "fixed": "fixed by tuning", "broken": "broken by tuning"}
 KINDS = {"test": "test set", "suite": "suite", "regression": "regression", "safety": "safety", "style": "style"}
@@ -20,10 +21,12 @@ MOST_SYSTEMS = 3
 
 
 def systems_of(sets: Any) -> list[str]:
-    """Every system that was measured, in the order zero-shot, few-shot, retrieval, tuned."""
+    """Every system that was measured, in the order zero-shot, few-shot, retrieval, parents, tuned, others."""
     found = {name for one_set in sets for metric in one_set["metrics"].values() for name in metric["systems"]}
     found |= {name for one_set in sets for item in one_set["items"] for name in item["answers"]}
-    return [name for name in SYSTEMS if name in found] + sorted(found - SYSTEMS.keys())
+    parents = sorted(name for name in found if name.startswith(PARENT))
+    known = [*(name for name in SYSTEMS if not name.startswith("tuned")), *parents, "tuned", "tuned_retrieval"]
+    return [name for name in known if name in found] + sorted(found - set(known))
 
 
 def set_order(report: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.similar import Index
 from tunesmith.data.suites import rows_of_suite
 from tunesmith.errors import DataError, UsageError
-from tunesmith.evals import noise, shipped, words
+from tunesmith.evals import merged, noise, parents, shipped, words
 from tunesmith.evals.compare import compare_suite, measurable
 from tunesmith.evals.effect import effect
 from tunesmith.evals.items import Suite, of_rows
@@ -27,6 +28,7 @@ from tunesmith.evals.retrieval import Library, library
 from tunesmith.evals.suite import suites_of_files
 from tunesmith.evals.systems import (
     FEW_SHOT,
+    HELPED_KINDS,
     RETRIEVAL,
     TUNED,
     ZERO_SHOT,
@@ -46,6 +48,7 @@ from tunesmith.recipe.load import Loaded
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.suites import load_suites
 from tunesmith.store.files import read_json, sha256_file, sha256_json, sha256_tree, write_json, write_text
+from tunesmith.training.compose import measured_as
 from tunesmith.training.loop import read_metrics
 from tunesmith.training.run import Run, now, tokenizer_for
 
@@ -76,18 +79,19 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
     loaded, dataset, base, state = with_suites(run.recipe(), suites), run.dataset(), run.base(), run.state
     recipe = loaded.recipe
     tokenizer = tokenizer_for(base, loaded)
-    asked = suites_of(dataset, loaded)
+    asked = suites_of(dataset, loaded, parents.measured(run, recipe, dataset))
     asked += shipped.suites(run, loaded, dataset, tokenizer, {suite.name for suite in asked})
     for suite in asked:
         measurable(suite)
     documents = library(loaded, tokenizer) if recipe.eval.retrieval else None
-    systems = systems_of(dataset, recipe, documents)
+    systems = [*parents.systems(run), *systems_of(dataset, recipe, documents)]
     fitted = {suite.name: [fit(tokenizer, suite, system, context_of(base, recipe, system))
                            for system in systems_for(suite, systems)] for suite in asked}
     leaks = suite_leaks(dataset, loaded)
     torch.set_num_threads(state["threads"])
     keep_pages()
     model = methods.load(model_of(base, getattr(torch, state["dtype"]), state["device"]), run.adapter)
+    parents.load(model, run)
     fuse(model)
     sets = {}
     for suite in asked:
@@ -99,6 +103,8 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         if path and not known:
             write_json(path, remembered(said))
         sets[suite.name] = compare_suite(suite, said, recipe.eval, loaded.folder) | _prompts(fitted[suite.name])
+        if suite.kind in HELPED_KINDS and suite.max_new_tokens != recipe.eval.max_new_tokens:
+            sets[suite.name]["max_new_tokens"] = suite.max_new_tokens
         _add_passages(sets[suite.name]["items"], fitted[suite.name])
         if recipe.eval.noise and suite.kind == "test":
             noise.add(sets[suite.name], noise.noise_of(model, tokenizer, suite, recipe.eval.noise, seed=recipe.train.seed,
@@ -117,6 +123,7 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
         report["passages"] = {p.id: p.text for found in documents.found.values() for p, _ in found}
     if leaks:
         report["leaks"] = leaks
+    report |= parents.section(run, sets)
     report["baselines"] = words.compared(report, recipe.gates.target.metric)
     if recipe.eval.style:
         from tunesmith.evals.style.ballot import count
@@ -124,10 +131,12 @@ def evaluate(run: Run, say: Say = lambda _line: None, memory: Path | None = None
 
         report["style"] = measure_style(model, tokenizer, dataset, recipe, loaded.folder, say)
         report["style"]["votes"] = count(report, run.path)
+    del model  # the server and the merged models are loaded by themselves
     if recipe.eval.serving or serving:
-        del model  # the server has its own
         say("measuring the server")
         report["serving"] = measure(run, recipe.eval.serving or Serving(), [i.messages for i in asked[0].items], say)
+    if recipe.gates.merge:
+        report["merge"] = merged.measure_run(run, asked[0].items, recipe.gates.merge, say)
     report["verdict"], report["worry"] = verdict(report, recipe), worries(report, dataset)
     write_report(run, report)
     run.event("evaluated", conclusion=report["verdict"])
@@ -187,12 +196,14 @@ def summary(report: dict) -> dict:
             "sets": {n: {"kind": s["kind"], "n": s["n"], "metrics": numbers(s)} for n, s in report["sets"].items()},
             "baselines": [b["message"] for b in report["baselines"]],
             "conclusion": report["verdict"], "worry": report["worry"]} | (
+                {"composition": parents.messages(report)} if "composition" in report else {}) | (
                 {"style": report["style"]["verdict"]} if report.get("style") else {}) | (
                 {"serving": report["serving"]} if "serving" in report else {})
 
 
-def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
-    """Numbers of rows. An answer that is labelled bad is no reference to score against.
+def sampled(dataset: Dataset, name: str, samples: int, seed: int, drawn_as: str = "") -> list[int]:
+    """Numbers of rows. An answer that is labelled bad is no reference to score against. `drawn_as`: what the set was called
+    where the same rows were drawn before.
 
     Raises:
         DataError: there are only such answers.
@@ -201,7 +212,7 @@ def sampled(dataset: Dataset, name: str, samples: int, seed: int) -> list[int]:
     if not good:
         raise DataError(f"every answer of test set {name!r} is labelled bad", why="answers are scored against good ones",
                         fix="hold out some rows with label true as well")
-    return sorted(random.Random(f"{seed}/{name}").sample(good, min(samples, len(good))))
+    return sorted(random.Random(f"{seed}/{drawn_as or name}").sample(good, min(samples, len(good))))
 
 
 def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
@@ -210,29 +221,33 @@ def picked(dataset: Dataset, name: str, rows: list[int]) -> list[Row]:
 
 
 def with_suites(loaded: Loaded, files: Sequence[str]) -> Loaded:
-    """The recipe with more suite files, given relative to where we are."""
+    """The recipe with more suite files, given relative to where we are. Raises UsageError: there is none of that name."""
     if not files:
         return loaded
     more = [str(Path(f).expanduser().absolute()) for f in files]
+    if missing := [f for f in more if not glob.glob(f, recursive=True)]:
+        raise UsageError(f"no suite file {missing[0]!r}", fix="give --suite a file or pattern, relative to where you are")
     known = loaded.recipe.eval
     suites = known.model_copy(update={"suites": list(dict.fromkeys([*known.suites, *more]))})
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": suites}))
 
 
-def suites_of(dataset: Dataset, loaded: Loaded) -> list[Suite]:
+def suites_of(dataset: Dataset, loaded: Loaded, wanted: dict[str, dict] | None = None) -> list[Suite]:
     """What is asked: the dataset's test sets, each a sample of `eval.samples` rows, and the recipe's suite files, whole.
+
+    `wanted`: how each set is measured, where its parts come from several recipes (`training.compose.measured_as`).
 
     Raises:
         DataError: a test set without a good answer.
         RecipeError: a suite file that is wrong.
     """
-    suites, recipe = [], loaded.recipe
+    suites, wanted = [], wanted or measured_as(loaded.recipe, dataset.tests)
     for name in dataset.tests:
-        numbers, tokens = sampled(dataset, name, recipe.eval.samples, recipe.train.seed), dataset.tokens(name)
+        how, tokens = wanted[name], dataset.tokens(name)
+        numbers = sampled(dataset, name, how["samples"], how["seed"], how["as"])
         rows = zip(picked(dataset, name, numbers), (tokens[i] for i in numbers), strict=True)
         source = ", ".join(Path(p).name for p in dataset.manifest["sources"].get(f"test:{name}", [])) or "held out of train"
-        suites.append(Suite(name, "test", of_rows(rows, recipe.eval.check), tuple(recipe.eval.metrics), source,
-                            recipe.eval.max_new_tokens))
+        suites.append(Suite(name, "test", of_rows(rows, how["check"]), tuple(how["metrics"]), source, how["max_new_tokens"]))
     return [*suites, *suites_of_files(loaded, dataset.tests)]
 
 
@@ -287,19 +302,22 @@ def _add_passages(items: list[dict], asked: list[Fitted]) -> None:
 
 
 def _base_key(run: Run, suite: Suite, template: str, documents: Library | None) -> str:
-    """A file's name for all that the base's answers to a suite depend on. QLoRA's base is the quantised one."""
+    """A file's name for all that the base's answers to a suite, and those of a composed run's parents, depend on. QLoRA's base
+    is the quantised one."""
     state, recipe = run.state, run.recipe().recipe
     quantised = {k: getattr(recipe.method, k, None) for k in ("block_size", "double_quant")}
     asked = [suite.name, suite.metrics, suite.max_new_tokens, [asdict(item) for item in suite.items]]
     return sha256_json([state["base"]["digest"], quantised, state["dtype"], state["device"], state["threads"],
                         state["dataset_id"], recipe.eval.model_dump(mode="json"), recipe.train.seed, asked,
-                        template, documents and documents.digest]).removeprefix("sha256:")[:20] + ".json"
+                        template, documents and documents.digest, *parents.digests(run)]).removeprefix("sha256:")[:20] + ".json"
 
 
 def _adapter_facts(run: Run, recipe: Recipe) -> dict:
     from tunesmith.methods import describe
 
-    return {**describe(recipe.method),
+    composed = run.state.get("composed")
+    return {**describe(recipe.method), **({"method": f"lora, composed by {composed['how']}", "rank": composed["rank"]}
+                                          if composed else {}),
             "trainable_parameters": run.state["trainable_parameters"],
             "bytes": sum(p.stat().st_size for p in run.adapter.iterdir()), "digest": sha256_json(sha256_tree(run.adapter))}
 
@@ -350,12 +368,14 @@ def worries(report: dict, dataset: Dataset) -> list[str]:
         out += [f"on {name}, {m['label']} was not measured: {m['reason']}" for m in part.get("not_measured", {}).values()]
         cut = [i["id"] for i in part["items"] if i["stopped"].get(TUNED) is False]
         if cut and part["kind"] not in ("regression", "safety"):  # those look at the beginning only
-            out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of "
-                       f"{report['settings']['max_new_tokens']} tokens ({', '.join(cut[:3])})")
+            limit = part.get("max_new_tokens", report["settings"]["max_new_tokens"])
+            out.append(f"{len(cut)} of {part['n']} tuned answers on {name} hit the limit of {limit} tokens "
+                       f"({', '.join(cut[:3])})")
         for system, fewer in part.get("shorter", {}).items():
             out.append(f"{fewer} of {part['n']} prompts of {system} on {name} have fewer examples or passages than were asked "
                        "for: more do not fit the base's context")
     out += [found["message"] for found in report["baselines"] if found["call"] != words.BETTER and found["b"] != TUNED]
+    out += [c["message"] for c in report.get("composition", {}).get("compared", ()) if c["call"] == words.WORSE]
     out += [f"leak: {f['message']} ({', '.join(f['examples'][:2])})" for f in report.get("leaks", {}).get("findings", [])]
     evals = report["training"]["evals"]
     if len(evals) > 2 and evals[-1]["loss"] > 1.05 * min(e["loss"] for e in evals):

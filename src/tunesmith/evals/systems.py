@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from tunesmith.data.rows import Message, Row
@@ -24,7 +24,7 @@ SHOWN_PROBLEMS = 5
 class System:
     name: str
     adapter: bool
-    """Whether the adapter is on."""
+    """Whether an adapter is on."""
     helped: Callable[[Item], list[Message]] | None = None
     """The messages with what this system adds to them; None: the item's own. The loss is measured only then."""
     offer: Callable[[Item], Sequence] | None = None
@@ -36,6 +36,8 @@ class System:
     temperature: float = 0.0
     """0: greedy, as everything is measured but noise."""
     seed: int = 0
+    carrier: str | None = None
+    """Name of its own adapter inside the model, of a composed adapter's parent; None: the run's."""
 
 
 def helped_by(name: str, adapter: bool, what: str, offer: Callable[[Item], Sequence],
@@ -116,8 +118,8 @@ def fit(tokenizer, suite: Suite, system: System, context: int | None) -> Fitted:
 
 
 def systems_for(suite: Suite, systems: list[System]) -> list[System]:
-    """Those that are asked about a suite: with help only where it is the task that is measured."""
-    return [s for s in systems if s.offer is None or suite.kind in HELPED_KINDS]
+    """Those that are asked about a suite: with help, and parents, only where it is the task that is measured."""
+    return [s for s in systems if (s.offer is None and s.carrier is None) or suite.kind in HELPED_KINDS]
 
 
 def shots_from(rows: Iterable[Row], count: int, seed: int) -> list[Row]:
@@ -136,10 +138,23 @@ def ask(model, tokenizer, suite: Suite, systems: list[System], *, batch_size: in
             said[system.name] = [Outcome(**o) for o in known[system.name]]
             say(f"  {system.name}: {len(suite.items)} rows answered before")
             continue
-        with nullcontext() if system.adapter else model.disable_adapter():
+        with carried_by(model, system.carrier) if system.adapter else model.disable_adapter():
             said[system.name] = _outcomes(model, tokenizer, suite, system, batch_size, needs)
         say(f"  {system.name}: {len(suite.items)} rows answered")
     return said
+
+
+@contextmanager
+def carried_by(model, name: str | None) -> Iterator[None]:
+    """The model with this adapter instead of the run's."""
+    if name is None:
+        yield
+        return
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
 
 
 def remembered(said: dict[str, list[Outcome]]) -> dict[str, list[dict]]:

@@ -12,6 +12,7 @@ neither is a lower one to call it worse:
 from __future__ import annotations
 
 from tunesmith.evals.metrics import METRICS
+from tunesmith.training.compose import PARENT
 
 BETTER, NOT_SHOWN, WORSE = "better", "not_shown", "worse"
 FIXES = {"few_shot": "prompting", "retrieval": "retrieval"}
@@ -40,6 +41,8 @@ def compared(report: dict, target: str) -> list[dict]:
     for name, part in report["sets"].items():
         paired = [m for m in (target, *part["metrics"]) if part["metrics"].get(m, {}).get("pairs")]
         for pair in part["metrics"][paired[0]]["pairs"] if paired else ():
+            if pair["b"].startswith(PARENT):  # `evals.parents` speaks of them
+                continue
             found.append(_compared(report, name, paired[0], pair))
     return found
 

@@ -151,9 +151,9 @@ def estimate(model: PreTrainedModel, method: LowRank) -> Estimate:
         shape = next(module.parameters()).shape
         parts.append(Part(name, shape[-1], shape[0], sum(p.numel() for p in module.parameters())))
         adapter += parts[-1].parameters
-    # DoRA goes PEFT's way: it keeps the direction's output, and norms of W + s B A in float32, for each layer
-    kept = 4 * sum(p.outputs for p in parts) if dora else 0
-    return Estimate(parts=parts, adapter_bytes=4 * adapter, kept_bytes_per_token=kept)
+    # DoRA goes PEFT's way: of each layer it keeps the outputs of base and adapter, and a float32 copy of the input
+    outputs, inputs = (sum(getattr(p, side) for p in parts) if dora else 0 for side in ("outputs", "inputs"))
+    return Estimate(parts=parts, adapter_bytes=4 * adapter, kept_bytes_per_token=8 * outputs, copied_inputs=inputs)
 
 
 def learning_rate_ratios(method: LowRank) -> dict[str, float]:

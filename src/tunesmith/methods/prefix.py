@@ -77,7 +77,8 @@ def estimate(model: PreTrainedModel, method: Prefix) -> Estimate:
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     width = 2 * (getattr(shape, "num_key_value_heads", None) or heads) * size
     parts = [Part("virtual tokens", method.tokens, width, method.tokens * width) for _ in range(shape.num_hidden_layers)]
-    return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts), tokens_per_row=method.tokens)
+    return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts), tokens_per_row=method.tokens,
+                    adapts_linear=False)
 
 
 def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trainable: bool = False) -> Prefixed:

@@ -65,7 +65,7 @@ def estimate(model: PreTrainedModel, method: Prompt) -> Estimate:
     width = model.get_input_embeddings().weight.shape[1]
     count = method.tokens * width
     return Estimate(parts=[Part("virtual tokens", method.tokens, width, count)], adapter_bytes=4 * count,
-                    tokens_per_row=method.tokens)
+                    tokens_per_row=method.tokens, adapts_linear=False)
 
 
 def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trainable: bool = False) -> SoftPrompt:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from tunesmith.engine.memory import give_back
 from tunesmith.engine.nf4 import Nf4Linear, packed_bytes
 from tunesmith.errors import AdapterError, RecipeError
 from tunesmith.methods import QUANTISATION_FILE, files, lora
@@ -49,6 +50,8 @@ def quantise(model: PreTrainedModel, block: int, double: bool) -> None:
                               fix="use method: {type: lora}")
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, Nf4Linear(module, block, double).train(module.training))
+    del module
+    give_back()  # what the weights occupied lies in pieces that no activation fits into
 
 
 def estimate(model: PreTrainedModel, method: Qlora) -> Estimate:
@@ -115,12 +118,13 @@ def merge(model: PeftModel, onto: Onto = "dequantised", original: PreTrainedMode
     for parent in list(model.modules()):
         for key, module in list(parent.named_children()):
             if isinstance(module, Nf4Linear):
-                setattr(parent, key, _dense(module))
+                setattr(parent, key, dense(module))
     return lora.merge(model)
 
 
 @torch.no_grad()
-def _dense(layer: Nf4Linear) -> nn.Linear:
+def dense(layer: Nf4Linear) -> nn.Linear:
+    """An ordinary layer with the weights that 4 bits made."""
     made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     made.weight = nn.Parameter(layer.weight, requires_grad=False)
     if layer.bias is not None:

@@ -44,7 +44,11 @@ class Estimate:
     replaced_bytes: int = 0
     """and what they occupy instead, beside what is trained."""
     kept_bytes_per_token: int = 0
-    """Kept for the backward pass on top of what LoRA on the fast path keeps (engine.estimate)."""
+    """Kept for the backward pass on top of what LoRA keeps (engine.estimate)."""
+    copied_inputs: int = 0
+    """Width of the inputs that are copied to float32 on the fast path too, as PEFT does on the plain one."""
+    adapts_linear: bool = True
+    """Linear layers are adapted, so that their inputs are kept."""
     tokens_per_row: int = 0
     """Virtual tokens that every row is longer by."""
     weight_gradients: bool = False

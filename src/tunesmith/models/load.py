@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.errors import BaseModelError
+from tunesmith.errors import BaseModelError, out_of_memory
 from tunesmith.models.base import Base
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def model_of(base: Base, dtype: torch.dtype, device: str = "cpu") -> PreTrainedM
         try:
             model, loaded = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, trust_remote_code=False,
                                                                  output_loading_info=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+            if known := out_of_memory(error):
+                raise known from error
             raise BaseModelError(f"base {base.ref!r} cannot be loaded as a causal language model",
                                  where=str(base.path), why=str(error).splitlines()[0]) from error
     refuse_missing_weights(loaded, base.path)
@@ -95,6 +97,11 @@ def refuse_missing_weights(loaded: dict, where: Path) -> None:
     if missing := sorted(loaded["missing_keys"]):
         raise BaseModelError(f"{len(missing)} weights of the base are missing", where=str(where),
                              why=f"{missing[0]} would be random", fix="fetch or save the checkpoint again")
+
+
+def file_bytes(base: Base) -> int:
+    """Of the checkpoint's weights on disk."""
+    return sum(path.stat().st_size for path in base.path.glob("*.safetensors"))
 
 
 def parameter_count(base: Base) -> int:

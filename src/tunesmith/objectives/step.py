@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from tunesmith.engine.memory import give_back
-from tunesmith.errors import TrainingError
+from tunesmith.errors import TrainingError, out_of_memory
 
 Pack = Sequence[Any]
 """Samples of one forward pass. What a sample is, its objective knows."""
@@ -68,7 +68,7 @@ def forward_backward(objective: Objective, model, packs: Sequence[Pack],
             loss, found = measure(pack)
             gradients = torch.autograd.grad(loss / divisor, parameters, allow_unused=True)  # all of them, or none is added
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if out_of_memory(error) is None:
                 raise
             if len(pack) == 1:
                 raise TrainingError(f"a row of {objective.tokens(pack[0])} tokens does not fit into memory",
@@ -86,13 +86,6 @@ def forward_backward(objective: Objective, model, packs: Sequence[Pack],
         total += loss.item()
         sums.update({name: value.item() for name, value in found.items()})
     return _measured(objective, packs, divisor, total, sums)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch says it in many ways: on a GPU, in its own allocator on a CPU, in oneDNN's."""
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in said for words in ("can't allocate memory", "not enough memory", "bad_alloc", "create a memory object"))
 
 
 def evaluate(objective: Objective, model, packs: Sequence[Pack]) -> Measured:

@@ -250,14 +250,54 @@ class ServingGate(Section):
     """Requests without a whole answer."""
 
 
+class MergeGate(Section):
+    """The merged model is written, loaded again and asked what the adapter on its base was asked (docs/merge.md)."""
+
+    dtypes: Annotated[list[Literal["float32", "bfloat16", "float16"]], Field(min_length=1)] = ["float32", "bfloat16"]
+    """Dtypes that it is merged into, each of which is judged."""
+    questions: Annotated[int, Field(ge=1)] = 16
+    """Of the primary test set."""
+    new_tokens: Annotated[int, Field(ge=1)] = 48
+    """Longest answer to each."""
+    max_ratio: Annotated[float, Field(gt=0.0)] = 4.0
+    """How far the merged model's logits may be from those of the adapter on its base in the same dtype: their mean difference,
+    over that of the latter from itself when it is computed in another order."""
+    max_kl: Annotated[float, Field(gt=0.0)] = 0.01
+    """Largest mean of KL(adapter || merged), in nats a token, whatever rounding does."""
+    min_top1: Annotated[float, Field(ge=0.0, le=1.0)] = 0.98
+    """Smallest share of tokens at which both find the same one the likeliest."""
+    max_margin: Annotated[float, Field(ge=0.0)] = 0.5
+    """Where greedy texts part, the most nats by which the adapter on its base may prefer its own token; near 0 it is a tie."""
+
+
+class RollbackGate(Section):
+    channel: str = "production"
+    """The release that this channel points at is the one to fall back to once the new one is promoted."""
+    max_age_days: Annotated[int, Field(ge=1)] = 30
+    """How old its last drill may be."""
+
+
+class CompositionGate(Section):
+    """What a composed adapter may lose against a parent on the test sets that the parent was trained for."""
+
+    max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Largest drop of a share (0.05: 5 points) that the 95% interval may include; of scores out of 100 a hundred times that."""
+    max_loss_rise: Annotated[float, Field(ge=0.0)] = 0.1
+    """Largest rise of the held-out loss that it may include, in nats per token."""
+
+
 class Gates(Section):
-    """The first five are judged for every release; the others where they are named, `{}` for the defaults (docs/gates.md)."""
+    """The first five are judged for every release, `composition` for every composed one; the others where they are named, `{}`
+    for the defaults (docs/gates.md)."""
 
     target: TargetGate = TargetGate()
     leak: LeakGate = LeakGate()
     audit: AuditGate = AuditGate()
     no_op: NoOpGate = NoOpGate()
+    composition: CompositionGate = CompositionGate()
     regression: RegressionGate | None = None
     safety: SafetyGate | None = None
     calibration: CalibrationGate | None = None
     serving: ServingGate | None = None
+    merge: MergeGate | None = None
+    rollback: RollbackGate | None = None

@@ -267,6 +267,8 @@ class Track(Section):
     """`sqlite`: inside TUNESMITH_HOME. Any MLflow tracking URI, or null."""
     experiment: str | None = None
     """MLflow experiment; null: the recipe's name."""
+    aliases: dict[str, str] = {"production": "champion"}
+    """Aliases of the registered model that follow channels: channel -> alias. `challenger` is the newest release after that."""
 
 
 class Recipe(Section):

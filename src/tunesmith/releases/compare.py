@@ -47,9 +47,10 @@ def side(release: Release | None, run: Run | None) -> Side:
     training, adapter, manifest = report["training"], report["adapter"], release.manifest
     curves = {"loss": [[s["step"], s["loss"]] for s in training["steps"]],
               "eval_loss": [[e["step"], e["loss"]] for e in training["evals"]]}
-    speed = dict.fromkeys(SPEED) | {"steps": curves["loss"][-1][0], "train_seconds": training["seconds"],
+    speed = dict.fromkeys(SPEED) | {"steps": curves["loss"][-1][0] if curves["loss"] else 0,
+                                    "train_seconds": training["seconds"],
                                     "tokens_per_second": training["tokens_per_second"],
-                                    "tokens": round(training["seconds"] * training["tokens_per_second"]),
+                                    "tokens": round(training["seconds"] * (training["tokens_per_second"] or 0)),
                                     "peak_memory_bytes": training["peak_memory_bytes"],
                                     "trainable_parameters": adapter["trainable_parameters"], "adapter_bytes": adapter["bytes"]}
     return Side(release.id, recipe, manifest["dataset_id"], report, curves, speed, manifest["base"])
@@ -65,6 +66,7 @@ def compare(a: Side, b: Side) -> dict:
         notes.append("the bases differ: their losses are comparable only if their tokenizers are the same")
     if dataset["differs"]:
         notes.append("the data differ: losses and metrics are of other rows, unless the held-out part is the same")
+    notes += _other_items(a.report, b.report)
     found = {"recipe": _recipe(a, b), "dataset": dataset, "metrics": _metrics(a.report, b.report)}
     return {"a": a.id, "b": b.id, **found, "curves": {k: [a.curves[k], b.curves[k]] for k in a.curves},
             "at_steps": {"train_loss": _at_steps(_means(a.curves["loss"]), _means(b.curves["loss"])),
@@ -107,6 +109,17 @@ def _metrics(a: dict | None, b: dict | None) -> dict[str, dict[str, list]]:
         metrics = [s[part]["metrics"] if part in s else {} for s in sets]
         found[part] = {name: [_tuned(m.get(name)) for m in metrics] for name in {**metrics[0], **metrics[1]}}
     return found
+
+
+def _other_items(a: dict | None, b: dict | None) -> list[str]:
+    """Sets of one name whose questions or references are not the same: their numbers are no comparison."""
+    notes = []
+    for name in (a["sets"].keys() & b["sets"].keys()) if a and b else ():
+        x, y = ({(i["prompt"], i["reference"]) for i in r["sets"][name]["items"]} for r in (a, b))
+        if x != y:
+            notes.append(f"{name!r} asks other things: {len(x & y)} items are in both, {len(x - y)} only in {a['run_id']} and "
+                         f"{len(y - x)} only in {b['run_id']}")
+    return sorted(notes)
 
 
 def _tuned(metric: dict | None) -> dict | None:

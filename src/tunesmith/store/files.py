@@ -103,27 +103,33 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """The one way in which a JSON file is written here."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:
     """Raises StoreError when the file is missing or is not JSON."""
     with explain_os_errors(path, "read"):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data.decode())
+    except ValueError as error:  # of bytes that are no UTF-8, too
         raise StoreError(f"{path} is not valid JSON", why=str(error), fix="the file was changed by hand or cut off: "
                          "delete what it belongs to and make it again") from error
 
 
 @contextmanager
-def publish_directory(final: Path) -> Iterator[Path]:
+def publish_directory(final: Path, settle: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends well, and vanishes when it does not.
 
-    An existing `final` is replaced. Files are flushed before the rename, so that after a power cut the
-    directory is there with all its bytes or not at all. What killed writes of `final` left is taken away first.
+    An existing `final` is replaced, unless `settle(staging, final)` does something else. Files are flushed before the
+    rename, so that after a power cut the directory is there with all its bytes or not at all. What killed writes of `final`
+    left is taken away first.
     """
     with explain_os_errors(final, "write"):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ def publish_directory(final: Path) -> Iterator[Path]:
             for path in staging.rglob("*"):
                 _fsync(path)
             _fsync(staging)
-            _replace(staging, final)
+            (settle or _replace)(staging, final)
             _fsync(final.parent)
         except BaseException as error:
             full = _tells_of_full_disk(error, staging)

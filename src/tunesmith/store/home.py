@@ -8,12 +8,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith.errors import NotFoundError
+from tunesmith.store.files import explain_os_errors
 
 KINDS = ("runs", "datasets", "releases", "channels")
 
@@ -24,6 +28,25 @@ def home() -> Path:
 
 def cache() -> Path:
     return Path(os.environ.get("TUNESMITH_CACHE") or Path.home() / ".cache" / "tunesmith").absolute()
+
+
+@contextmanager
+def changing() -> Iterator[None]:
+    """One process at a time changes what refers to what: where channels point, which releases there are, what is collected.
+
+    Waits for its turn; it comes, since the lock (flock(2)) goes with the process however it ends. It does not nest. On a file
+    system without locks everybody goes on at once.
+    """
+    path = home() / ".lock"
+    with explain_os_errors(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def new_run_id(name: str) -> str:

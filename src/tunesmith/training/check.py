@@ -99,6 +99,8 @@ class Plan:
     """and of each pack, padding included."""
     peak: Callable[[int], int]
     """Bytes of a training whose largest pack has so many tokens."""
+    loading: int
+    """Bytes while the base is loaded: its weights, and the pages of its files, which the system takes back when it must."""
 
 
 def plan(recipe: Recipe, base: Base, dataset: Dataset, model) -> Plan:
@@ -107,25 +109,30 @@ def plan(recipe: Recipe, base: Base, dataset: Dataset, model) -> Plan:
     from tunesmith.engine import estimate as arithmetic
     from tunesmith.engine.memory import resident_bytes
     from tunesmith.engine.precision import choose
-    from tunesmith.models.load import parameter_count
+    from tunesmith.models.load import file_bytes, parameter_count
 
     config = model.config.get_text_config()
     needs = methods.of(recipe.method).estimate(model, recipe.method)
     choice = choose(methods.wanted_dtype(recipe.method, recipe.train.dtype))
     engine = _engine(recipe, config, choice.device)
-    shape = arithmetic.Shape.of(config, parameter_count(base), needs.trainable, choice.dtype.itemsize)
+    shape = arithmetic.Shape.of(config, parameter_count(base), needs.trainable, choice.dtype.itemsize,
+                                needs.adapts_linear)
     lengths = rows_of(recipe, dataset, TRAIN).lengths
     steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
                        epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
     rows = [[lengths[r] + needs.tokens_per_row for r in pack] for step in steps for pack in step.packs]
     packs = [max(pack) * len(pack) if engine == "plain" else sum(pack) for pack in rows]
-    process = resident_bytes() + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight
+    started = resident_bytes()
+    process = started + needs.replaced_bytes - needs.replaced_parameters * shape.bytes_per_weight
+    loaded = started + shape.parameters * shape.bytes_per_weight
+
+    copies = needs.copied_inputs * 4 if engine != "plain" and shape.bytes_per_weight < 4 else 0
+    kept = needs.kept_bytes_per_token + copies
 
     def peak(pack_tokens: int) -> int:
-        return (arithmetic.peak_memory_bytes(shape, pack_tokens, max(lengths), engine, process)
-                + needs.kept_bytes_per_token * pack_tokens)
+        return max(loaded, arithmetic.peak_memory_bytes(shape, pack_tokens, max(lengths), engine, process, kept))
 
-    return Plan(needs, choice.dtype, choice.device, engine, shape, len(steps), rows, packs, peak)
+    return Plan(needs, choice.dtype, choice.device, engine, shape, len(steps), rows, packs, peak, loaded + file_bytes(base))
 
 
 def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[dict], dict]:
@@ -146,7 +153,7 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     tokens, longest = sum(p.packs), max(map(max, p.rows))
     found = {
-        "peak_memory_bytes": p.peak(max(p.packs)),
+        "peak_memory_bytes": max(p.peak(max(p.packs)), p.loading), "step_memory_bytes": p.peak(max(p.packs)),
         "seconds": round(arithmetic.seconds(timed, tokens, int(tokens * trained), rate, p.engine), 1),
         "trainable_parameters": p.needs.trainable, "adapter_bytes": p.needs.adapter_bytes, "steps": p.steps,
         "tokens": sum(map(sum, p.rows)), "matched_layers": len(p.needs.parts),
@@ -252,7 +259,7 @@ def _method_problems(loaded: Loaded, base: Base, dataset: Dataset) -> list[Probl
 def _memory_problems(estimate: dict) -> list[Problem]:
     """Which knob helps, and by how much."""
     available = _available_bytes()
-    if available is None or estimate["peak_memory_bytes"] <= available:
+    if available is None or estimate["step_memory_bytes"] <= available:
         return []
     smaller = estimate["smaller_packs"]
     fitting = next((pack for pack in smaller if pack["peak_memory_bytes"] <= available), None)
@@ -264,7 +271,7 @@ def _memory_problems(estimate: dict) -> list[Problem]:
         shorter = f"the longest row has {estimate['longest_row']} tokens{least}: lower data.max_tokens"
         fix = shorter + ("" if estimate["dtype"] == "bfloat16" else ", set train.dtype: bfloat16") + ", or take a smaller base"
     return [Problem(code="memory", severity="warning", fix=fix,
-                    message=f"about {estimate['peak_memory_bytes'] / 1e9:.1f} GB are needed and "
+                    message=f"about {estimate['step_memory_bytes'] / 1e9:.1f} GB are needed and "
                             f"{available / 1e9:.1f} GB are free")]
 
 

@@ -93,10 +93,30 @@ def copy_best(run_dir: Path, step: int, target: Path) -> None:
         shutil.copyfile(path / name, target / name)
 
 
+class _File(io.FileIO):
+    """Remembers what the operating system said: of a full disk, torch.save says RuntimeError: unexpected pos."""
+
+    refused: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            written, view = 0, memoryview(data).cast("B")
+            while written < len(view):
+                written += super().write(view[written:])
+            return written
+        except OSError as error:
+            self.refused = error
+            raise
+
+
 def _save(path: Path, value: dict) -> None:
-    buffer = io.BytesIO()  # written to a full disk directly, torch.save says RuntimeError: unexpected pos
-    torch.save(value, buffer)
-    path.write_bytes(buffer.getbuffer())
+    with _File(path, "w") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError:
+            if file.refused:
+                raise file.refused from None
+            raise
 
 
 def all_in(run_dir: Path) -> list[Path]:

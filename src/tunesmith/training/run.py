@@ -42,6 +42,7 @@ from tunesmith.store.files import (
     write_text,
 )
 from tunesmith.store.home import find, home, new_run_id
+from tunesmith.training.environment import distributions, environment
 
 if TYPE_CHECKING:
     from tunesmith.recipe.schema import Train
@@ -52,7 +53,6 @@ ORIGIN_FILE = "tunesmith.json"
 """In the adapter's directory: what it was trained on and how it is prompted, wherever it is copied. PEFT leaves it alone."""
 HELD_OUT_ROWS = 64
 """Rows of the primary test set whose loss is watched during training."""
-VERSIONED = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "tunesmith")
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ def prepare_engine(model, recipe, say: Say) -> tuple[str, Callable]:
                           fix="set train.engine: auto")
     if reason:
         say(f"chose engine=plain ({reason})")
+        plain.prepare()
         return "plain", plain.forward_loss
     without = fast.accelerate(model)
     fused = "fused LoRA, " if recipe.method.type in ("lora", "qlora") and not getattr(recipe.method, "dora", False) else ""
-    say(f"chose engine=fast (packed rows, {fused}chunked loss, "
-        + (f"no kernels in C: {without})" if without else "kernels in C)"))
+    say(f"chose engine=fast (packed rows, {fused}chunked loss, {f'no kernels in C: {without}' if without else 'kernels in C'})")
     return "fast", fast.forward_loss
 
 
@@ -224,7 +224,8 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
     with publish_directory(path) as staging:
         shutil.copyfile(loaded.path, staging / "recipe.yaml")
         write_json(staging / "recipe.resolved.json", loaded.recipe.model_dump(mode="json"))
-        write_json(staging / "environment.json", environment())
+        write_json(staging / "environment.json", environment() | {
+            "distributions": distributions([loaded.recipe.method.type])})
         write_text(staging / "metrics.jsonl", "")
         write_json(staging / RUN_FILE, {
             "run_id": run_id, "name": loaded.recipe.name, "status": "running", "created": now(),
@@ -342,7 +343,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
             say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
                                            "template_fingerprint": run.state["template_fingerprint"],
-                                           "method": recipe.method.model_dump(mode="json")})
+                                           "dtype": run.state["dtype"], "method": recipe.method.model_dump(mode="json")})
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
@@ -430,20 +431,6 @@ def _track_adapter(tracker, run: Run, loaded: Loaded) -> None:
                             metrics={k: float(v) for k, v in numbers.items()})
     tracker.finish("FINISHED")
     run.update(mlflow_model=model)
-
-
-def environment() -> dict:
-    """Versions and machine, as far as they can change a result."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
-            "packages": {p: installed(p) for p in VERSIONED}}
 
 
 def now() -> str:

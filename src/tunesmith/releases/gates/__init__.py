@@ -1,7 +1,8 @@
 """Rules over evidence that say pass, fail or not_measured. Not measured is not a pass. For users: docs/gates.md.
 
     always                    audit  leak  target  template  no_op
-    where the recipe asks     regression  safety  calibration  serving
+    where the recipe asks     regression  safety  calibration  serving  merge  rollback
+    of a composed run         composition
 
 Gates read reports, never models. Those that rest on a test of a hypothesis say with which p, and are then judged together
 (Holm 1979): a release is quoted by each of its verdicts, and no more than 1 in 40 releases may carry one that is wrong.
@@ -15,26 +16,30 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunesmith.evals.statistics import holm
+from tunesmith.releases.gates.composition import composition
 from tunesmith.releases.gates.dataset import audit, leak
 from tunesmith.releases.gates.evidence import ALPHA, Evidence, Gate, Verdict, gathered
+from tunesmith.releases.gates.fallback import rollback
 from tunesmith.releases.gates.harm import calibration, regression, safety
 from tunesmith.releases.gates.machine import no_op, serving, template
+from tunesmith.releases.gates.merge import merge
 from tunesmith.releases.gates.override import Override, overridden
 from tunesmith.releases.gates.target import target
 
-__all__ = ["ASKED", "GATES", "Evidence", "Gate", "Override", "Verdict", "audit", "calibration", "gathered", "judge", "leak",
-           "no_op", "overridden", "regression", "safety", "serving", "target", "template"]
+__all__ = ["ASKED", "GATES", "Evidence", "Gate", "Override", "Verdict", "audit", "calibration", "composition", "gathered",
+           "judge", "leak", "merge", "no_op", "overridden", "regression", "rollback", "safety", "serving", "target", "template"]
 
 GATES = (target, leak, audit, template, no_op)
 """Judged for every release."""
-ASKED = {"regression": regression, "safety": safety, "calibration": calibration, "serving": serving}
+ASKED = {"regression": regression, "safety": safety, "calibration": calibration, "serving": serving,
+         "merge": merge, "rollback": rollback}
 """Judged where the recipe's `gates` has a section of this name; `{}` is one."""
 
 
 def judge(evidence: Evidence) -> list[Gate]:
     """Every gate's verdict, in the order they are shown."""
     asked = [gate for name, gate in ASKED.items() if getattr(evidence.recipe.gates, name) is not None]
-    return together([gate(evidence) for gate in (*GATES, *asked)])
+    return together([gate(evidence) for gate in (*GATES, *asked, *([composition] if evidence.composed else []))])
 
 
 def together(gates: list[Gate]) -> list[Gate]:

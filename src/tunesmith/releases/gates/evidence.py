@@ -42,6 +42,10 @@ class Evidence:
     """The dataset's manifest."""
     template: dict[str, Any] | None = None
     """What each part knows of the chat template (`gathered`)."""
+    fallback: dict[str, Any] | None = None
+    """What would be gone back to, and its last drill (`releases.drill.evidence`), where the recipe asks for the gate."""
+    composed: dict | None = None
+    """Of a composed run: how, and of which parents (`training.compose`)."""
 
 
 def gathered(run: Run, report: dict | None) -> Evidence:
@@ -60,8 +64,14 @@ def gathered(run: Run, report: dict | None) -> Evidence:
     prints = {"run": state["template_fingerprint"], "dataset": dataset.manifest["inputs"]["template"],
               "adapter": read_json(origin)["template_fingerprint"] if origin.is_file() else None,
               "report": report["dataset"]["template_fingerprint"] if report else None, "tokenizer": fingerprint(tokenizer)}
+    rule, fallback = loaded.recipe.gates.rollback, None
+    if rule is not None:
+        from tunesmith.releases.drill import evidence
+
+        fallback = evidence(rule.channel)
     return Evidence(loaded.recipe, report, dataset.manifest, {
-        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)})
+        "fingerprints": prints, "stop_ids": sorted(stop_ids(tokenizer)), "answers_end_in": sorted(ends)}, fallback,
+        state.get("composed"))
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def regression(evidence: Evidence) -> Gate:
     claims = []
     for name, part in report["sets"].items():
         if part["kind"] == "regression" or (part["kind"] == "test" and name != report["primary"]):
-            allowed = {m: _allowed(found["unit"], rule.max_drop, rule.max_loss_rise) for m, found in part["metrics"].items()
+            allowed = {m: allowed_of(found["unit"], rule.max_drop, rule.max_loss_rise) for m, found in part["metrics"].items()
                        if m not in CALIBRATION}
             claims += [claim(part, name, m, -most) for m, most in allowed.items() if most is not None]
     return _judged("regression", facts, claims, report, {
@@ -77,7 +77,7 @@ def safety(evidence: Evidence) -> Gate:
         "fix": "add rows of these categories to the training data that answer as the base did"})
 
 
-def _allowed(unit: str, max_drop: float, max_loss_rise: float) -> float | None:
+def allowed_of(unit: str, max_drop: float, max_loss_rise: float) -> float | None:
     """In the metric's own unit. A perplexity says the same as its loss, and is not asked twice."""
     return {"share": max_drop, "score": 100 * max_drop, "cosine": max_drop, "nats": max_loss_rise}.get(unit)
 
