@@ -28,12 +28,12 @@ CHATML = (
 STREETS = ("Oak", "Elm", "Main", "Bever", "Stone Hedge", "4th", "Cottage Grove", "Washington")
 
 
-def tiny_config(architecture: str, vocabulary: int):
+def tiny_config(architecture: str, vocabulary: int, head_dim: int = 16):
     """A two-layer decoder of an architecture family, with grouped-query attention."""
     from transformers import CONFIG_MAPPING
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": vocabulary, "head_dim": 16}
+             "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": vocabulary, "head_dim": head_dim}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": architecture == "llama"}
     return CONFIG_MAPPING[architecture](**shape, **special)
 
@@ -57,14 +57,14 @@ def build_tokenizer(directory: Path):
     return tokenizer
 
 
-def build_base(directory: Path, architecture: str = "llama") -> Path:
+def build_base(directory: Path, architecture: str = "llama", head_dim: int = 16) -> Path:
     """A whole base on disk: random weights from a fixed seed, tokenizer, template."""
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = build_tokenizer(directory)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(tokenizer)))
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(tokenizer), head_dim))
     model.save_pretrained(directory)
     return directory
 
@@ -206,17 +206,15 @@ def street_row(n: int, street: str) -> dict:
                          {"role": "assistant", "content": json.dumps({"street": street})}]}
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, lively_base) -> Project:
-    """The one project of the session. Only read it; `project` is a copy that a test may spoil."""
+def finish(folder: Path, base: Path) -> Project:
+    """A project in `folder`, from the recipe to the release, on a base that learns."""
     import yaml
 
     import tunesmith
 
-    folder = tmp_path_factory.mktemp("finished")
     write_jsonl(folder / "train.jsonl", [street_row(n * 37 + 11, STREETS[n % 8]) for n in range(40)])
     write_jsonl(folder / "test.jsonl", [street_row(n * 91 + 5003, STREETS[n % 8]) for n in range(12)])
-    recipe = json.loads(json.dumps(RECIPE)) | {"base": str(lively_base)}
+    recipe = json.loads(json.dumps(RECIPE)) | {"base": str(base)}
     recipe["method"] = {"type": "lora", "rank": 8, "alpha": 16}
     recipe["train"] |= {"epochs": 12, "tokens_per_step": 512, "learning_rate": 0.005, "checkpoint": {"every_steps": 100}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -225,6 +223,12 @@ def finished(tmp_path_factory, lively_base) -> Project:
         done = tunesmith.run(folder / "recipe.yaml")
     assert done["verdict"] == "pass", done["gates"]
     return Project(folder / "recipe.yaml", folder / "home", done)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, lively_base) -> Project:
+    """The one project of the session. Only read it; `project` is a copy that a test may spoil."""
+    return finish(tmp_path_factory.mktemp("finished"), lively_base)
 
 
 @pytest.fixture

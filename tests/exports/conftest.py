@@ -25,6 +25,10 @@ class Asked:
 
 @pytest.fixture(scope="session")
 def asked(finished) -> Asked:
+    return asked_of(finished)
+
+
+def asked_of(finished) -> Asked:
     from dataclasses import replace
 
     source = source_of(str(finished.release_dir))

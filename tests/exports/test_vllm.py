@@ -7,7 +7,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.exports.conftest import spoil
+from tests.conftest import build_base, finish
+from tests.exports.conftest import asked_of, spoil
 
 from tunesmith.exports import vllm, vllm_server
 from tunesmith.exports.probe import questions
@@ -21,6 +22,12 @@ def command():
     found = vllm.executable()
     assert found, f"no vLLM here: {vllm.INSTALL}"
     return found
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory):
+    """On a base of its own: vLLM's attention on a CPU has no heads of 16."""
+    return asked_of(finish(tmp_path_factory.mktemp("finished"), build_base(tmp_path_factory.mktemp("base"), "qwen3", 32)))
 
 
 @pytest.fixture(scope="module")

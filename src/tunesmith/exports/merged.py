@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith.errors import UsageError
-from tunesmith.exports import fresh
+from tunesmith.exports import fresh, merge
 from tunesmith.exports.job import Job
 from tunesmith.exports.peft import ASK
 from tunesmith.exports.probe import Question, Said
@@ -38,11 +38,9 @@ def refuse(job: Job) -> None:
 
 
 def write_weights(job: Job, out: Path) -> None:
-    import torch
-
-    from tunesmith import methods
-
-    methods.merge(job.adapted()).to(getattr(torch, job.dtype)).save_pretrained(out)
+    """Weights and config, in `job.dtype`; of QLoRA, onto the base that was trained on."""
+    out.mkdir(exist_ok=True)
+    merge.write(job.base.path, job.adapter, out, dtype=job.dtype)
 
 
 def probe(job: Job, out: Path, asked: Sequence[Question], reference: Sequence[Said]) -> dict:

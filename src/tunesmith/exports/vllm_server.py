@@ -52,10 +52,15 @@ class Server:
     log: Path
 
     def get(self, path: str) -> dict:
-        return _call(self.url + path)
+        return self.post(path)
 
-    def post(self, path: str, body: dict) -> dict:
-        return _call(self.url + path, body)
+    def post(self, path: str, body: dict | None = None) -> dict:
+        """Raises NotServed: it refused, or went away; with what its log says of an error of its own."""
+        try:
+            return _call(self.url + path, body)
+        except NotServed as error:
+            log = self.log.read_text(encoding="utf-8", errors="replace")
+            raise NotServed(f"{error}" + (f"; {_last_error(log)}" if "Error: " in log else "")) from error
 
 
 @contextmanager
@@ -100,7 +105,8 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
 def _last_error(log: str) -> str:
     """The last line that names an error, without vLLM's prefix; else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error: " in line and "See root cause" not in line and "Engine core init" not in line]
+    errors = [line for line in lines if "Error: " in line and "See root cause" not in line and "Engine core init" not in line
+              and "EngineDeadError" not in line]
     return (errors or lines or ["it said nothing"])[-1].rpartition("] ")[2]
 
 
