@@ -1,6 +1,6 @@
 """A release as GGUF in every type: size, and how far llama.cpp is from the adapter on its base.
 
-    python benchmarks/gguf.py RELEASE [--quants f16,q8_0]
+    python benchmarks/export_gguf.py RELEASE [--quants f16,q8_0]
 
 One row a type, in Markdown: the file's size, KL of what the file says (in torch) and of what llama.cpp says, share of tokens at
 which both find the same one the likeliest, greedy answers that are the same.
