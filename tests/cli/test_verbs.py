@@ -17,7 +17,7 @@ CHECKED = {"ok", "problems", "estimate", "targets", "serving", "dataset_id", "ad
 TRAINED = {"run_id", "run_dir", "adapter_dir", "steps", "train_loss", "eval_loss", "tokens_per_second", "peak_memory_bytes",
            "status"}
 EVALUATED = {"run_id", "report_path", "metrics", "primary", "sets", "baselines", "conclusion", "worry"}
-RELEASED = {"run_id", "release_id", "verdict", "gates", "overrides", "path"}
+RELEASED = {"run_id", "release_id", "verdict", "gates", "overrides", "path", "signed_by"}
 
 
 def paths_are_absolute(document: dict) -> None:
@@ -294,7 +294,10 @@ def test_verify_packing_and_resume(command, make_recipe, home, proof, options):
 def test_verify_release(command, project):
     release = project.done["release_id"]
     document = command("verify", "release", release, "--json", check=0).json
-    assert document == {"identical": True, "release_id": release, "message": f"13 files of {release} are as they were released"}
+    assert document["here"]["same"] is True and document["here"]["differs"] == []
+    del document["here"]
+    assert document == {"identical": True, "release_id": release, "trusted": None, "signatures": [], "message":
+                        f"15 files of {release} are as they were released; 0 signatures, and no key is said to count"}
     (project.release_dir / "recipe.yaml").write_text("changed")
     error = command("verify", "release", release, "--json", check=1).json
     assert error["error"] == "StoreError" and error["where"].endswith("recipe.yaml")

@@ -236,6 +236,7 @@ def test_it_is_served_and_merged_as_it_was_composed(both, family):
     assert (merged - expected).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_it_leaves_the_house_as_a_merged_checkpoint_and_a_peft_directory_that_answer_as_it_does(both, family, tmp_path):
     """Layers of two ranks, and nothing special about it."""
     run_id = both[0]["run_id"]

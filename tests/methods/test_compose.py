@@ -267,10 +267,10 @@ def test_dare_is_the_same_under_a_seed_and_another_under_another(trained, compos
 
 
 def test_a_and_b_are_pruned_by_chances_of_their_own(trained, composed):
-    """As many numbers in both: with one stream for the two, the same ones would be gone, and the product would be biased."""
+    """With one stream for the two, the first numbers of both would be gone together, and the product would be biased."""
     out, _ = composed({trained("a"): 1.0, trained("b"): 0.0}, how="dare_linear", density=0.5)
-    found = {layer: (a.ravel() != 0, b.ravel() != 0) for layer, (a, b, _) in factors(out).items() if layer.endswith("q_proj")}
-    assert all(a.shape == b.shape and 0.3 < (a == b).mean() < 0.7 for a, b in found.values()) and len(found) == 2
+    same = [(a.ravel()[:128] != 0) == (b.ravel()[:128] != 0) for a, b, _ in factors(out).values()]
+    assert len(same) == 14 and all(0.25 < one.mean() < 0.75 for one in same)
 
 
 def test_dare_on_the_updates_is_the_papers_formula(trained, composed):

@@ -154,7 +154,7 @@ def test_usual_values_are_tried_for_every_key_that_a_recipe_has_a_word_for(name)
 @given(data=st.data())
 def test_a_key_that_is_not_known_is_never_passed_over(name, data, tmp_path):
     key = data.draw(st.text(st.characters(categories=["L", "Nd"], include_characters="_"), min_size=1, max_size=30).filter(
-        lambda k: k not in TOOLS[name].rules() and yaml.safe_load(f"{k}: 1") == {k: 1}))
+        lambda k: not k[0].isdigit() and k not in TOOLS[name].rules() and yaml.safe_load(f"{k}: 1") == {k: 1}))
     path = tmp_path / "theirs.yaml"
     path.write_text(yaml.safe_dump(NEEDED[name] | {key: 1}, sort_keys=False, allow_unicode=True), encoding="utf-8")
     (told,) = [u for u in import_recipe(path, tool=name)["unsupported"] if u["key"] == key]

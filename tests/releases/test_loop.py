@@ -15,7 +15,7 @@ import time
 import pytest
 import yaml
 
-STEPS = {"v1": 16, "v2": 2, "v3": 32}
+STEPS = {"v1": 16, "v2": 2, "v3": 28}
 RATES = {"v1": 1e-3, "v2": 1e-6, "v3": 1e-3}
 
 
@@ -53,13 +53,14 @@ def test_released_refused_improved_rehearsed_and_taken_back(tmp_path, home):
     recipe = yaml.safe_load((tmp_path / "mine" / "recipe.yaml").read_text(encoding="utf-8"))
     recipe["data"]["test"] = "data/test.jsonl"
     recipe["data"]["dedup"] = {"near": None}
-    recipe["eval"] = {"metrics": ["json_f1", "loss"], "baselines": ["zero_shot"], "samples": 16, "max_new_tokens": 64,
-                      "batch_size": 16}
+    recipe["eval"] = {"metrics": ["json_f1", "loss"], "baselines": ["zero_shot"], "samples": 12, "max_new_tokens": 56,
+                      "batch_size": 12}
     recipe["gates"] = {"target": {"metric": "json_f1", "min_gain": 0.3}}
     recipe["track"] = {"mlflow": None}
 
     def path_of(version: str) -> str:
-        recipe["train"] |= {"max_steps": STEPS[version], "learning_rate": RATES[version], "checkpoint": {"every_steps": 1000}}
+        recipe["train"] |= {"max_steps": STEPS[version], "tokens_per_step": 256, "learning_rate": RATES[version],
+                            "checkpoint": {"every_steps": 1000}}
         if version != "v1":
             recipe["gates"]["rollback"] = {}
         path = tmp_path / "mine" / f"{version}.yaml"

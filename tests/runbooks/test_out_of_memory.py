@@ -16,6 +16,7 @@ import pytest
 import tunesmith
 from tunesmith.errors import MemoryShortage, out_of_memory
 
+pytestmark = pytest.mark.timeout(900)
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="limits the address space, and gives freed memory back")
 SCRIPT = """
 import ctypes, json, resource, sys
@@ -74,12 +75,12 @@ def small(make_recipe, tmp_path):
 @glibc
 @pytest.mark.slow
 def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small, make_recipe, page):
-    wide = {"data.dedup": {"near": None}, "train.tokens_per_step": 65536, "train.epochs": 1}
-    recipe = make_recipe("big.yaml", train=rows(1500), **wide)
+    wide = {"data.dedup": {"near": None}, "train.tokens_per_step": 32768, "train.epochs": 1}
+    recipe = make_recipe("big.yaml", train=rows(700), **wide)
     before = [["train", small], ["check", recipe]]
-    code, said = limited(120, before, ["train", recipe])
+    code, said = limited(60, before, ["train", recipe])
     assert code == 0 and page("out-of-memory").missing("pack", said) == [], said
-    code, said = limited(120, before, ["train", make_recipe("big.yaml", train=rows(1500), **wide,
+    code, said = limited(60, before, ["train", make_recipe("big.yaml", train=rows(700), **wide,
                                                             **{"train.tokens_per_pack": 2048})])
     assert code == 0 and "memory does not hold" not in said, said
 
@@ -88,7 +89,7 @@ def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small
 @pytest.mark.slow
 def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, page, home):
     recipe = make_recipe("big.yaml", train=[*rows(5), *rows(1, words=2500)],
-                         **{"data.max_tokens": 16384, "data.dedup": {"near": None}})
+                         **{"train.max_steps": 1, "data.max_tokens": 16384, "data.dedup": {"near": None}})
     code, said = limited(10, [["train", small], ["check", recipe]], ["train", recipe])
     assert code == 1 and page("out-of-memory").missing("row", said) == [], said
     assert step_records(home) == [], "nothing was trained before it was known"

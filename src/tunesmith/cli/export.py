@@ -9,10 +9,11 @@ from tunesmith.cli.output import Json, emit, say
 
 def export(name: Annotated[str, typer.Argument(metavar="RELEASE|RUN")],
            output: Annotated[str, typer.Option("--output", metavar="DIR", help="A directory that is not there yet.")],
-           format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="peft, merged or vllm.")],
+           format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="peft, merged, vllm, gguf or ollama.")],
            dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16. Default: as "
                                                      "trained, or what the runtime takes.")] = None,
-           quant: Annotated[str | None, typer.Option(metavar="TYPE", help="For formats that quantise.")] = None,
+           quant: Annotated[str | None, typer.Option(metavar="TYPE", help="For gguf and ollama: f16 (default), q8_0, bf16 or "
+                                                     "f32.")] = None,
            base_path: Annotated[str | None, typer.Option("--base-path", metavar="NAME_OR_PATH", help="What the export calls "
                                                          "its base, where that is not the place it was found at.")] = None,
            unreleased: Annotated[bool, typer.Option("--unreleased", help="A run that was not released, too.")] = False,

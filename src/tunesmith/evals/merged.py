@@ -5,9 +5,9 @@
     merged      loaded from the files that the merge wrote
 
 KL, likeliest tokens and texts are against the reference: that is what the report is about. Whether the merge is right is seen
-more sharply within one dtype: how far the merged model is from the unmerged one, over how far that one is from itself when it
-is computed in another order, which is rounding. A right merge is some times as far, for its weights are rounded once more; a
-wrong one is thousands of times as far in float32, whatever the model and whatever dtype it was trained in.
+more sharply within one dtype: how far the merged model is from the unmerged one, over how far rounding puts that one from
+itself: when it is computed in another order, and in 16 bits instead of 32. A right merge is about as far; a wrong one is
+thousands of times as far in float32, whatever the model and whatever dtype it was trained in.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Unmerged:
     said: list[Said]
     """Each question alone: logits along the reference's answers."""
     rounding: dict
-    """With the questions in batches: the difference to the reference, and `same_dtype`, that to `said`."""
+    """With the questions in batches: the difference to the reference, and `same_dtype`, what rounding does in this dtype."""
 
 
 def measure_run(run: Run, items: Sequence, rule: MergeGate, say: Say = lambda _line: None) -> dict:
@@ -130,21 +130,29 @@ def reference_of(subject: Subject, rule: MergeGate) -> Reference:
 
 
 def unmerged_in(reference: Reference, dtype: str) -> Unmerged:
-    """Ask the adapter on its base again, in this dtype. Rounding is at least a unit in the last place of the largest logit."""
+    """Ask the adapter on its base again, in this dtype.
+
+    What rounding does is the larger of two: the questions in batches, and in 16 bits this dtype against float32. In float32 it
+    is at least one unit in the last place of the largest logit.
+    """
     import torch
 
-    model, asked, said = _adapted(reference.subject, dtype), reference.asked, reference.said
-    alone, batched = [], []
-    for question, path in zip(asked, said, strict=True):
-        alone.append(replace(path, logits=_logits(model, [question], [path])[0]))
+    asked, said = reference.asked, reference.said
+    model = _adapted(reference.subject, dtype)
+    alone = _alone(model, reference)
+    batched = []
     for first in range(0, len(asked), BATCH):
         some = slice(first, first + BATCH)
         batched += [replace(own, logits=logits_AV) for own, logits_AV in zip(
             _answers(model, asked[some], reference), _logits(model, asked[some], said[some]), strict=True)]
     found = _difference(reference, alone, batched)
-    largest = max((float(s.logits.abs().max()) for s in alone if len(s.logits)), default=1.0)
-    found["same_dtype"]["mean_abs_logit_diff"] = max(found["same_dtype"]["mean_abs_logit_diff"],
-                                                     torch.finfo(getattr(torch, dtype)).eps * largest)
+    if dtype == "float32":
+        largest = max((float(s.logits.abs().max()) for s in alone if len(s.logits)), default=1.0)
+        coarse = torch.finfo(torch.float32).eps * largest
+    else:
+        del model
+        coarse = difference(alone, _alone(_adapted(reference.subject, "float32"), reference)).mean_abs_logit_diff
+    found["same_dtype"]["mean_abs_logit_diff"] = max(found["same_dtype"]["mean_abs_logit_diff"], coarse)
     return Unmerged(dtype, alone, found)
 
 
@@ -210,6 +218,12 @@ def _through_4_bits(model, subject: Subject) -> None:
     quantise(trained, settings["block_size"], settings["double_quant"])
     for name, layer in linear_layers(model).items():
         layer.weight.data = dense(trained.get_submodule(name)).weight.data.to(model.dtype)
+
+
+def _alone(model, reference: Reference) -> list[Said]:
+    """The reference's answers with this model's logits along them, each question by itself."""
+    return [replace(path, logits=_logits(model, [question], [path])[0])
+            for question, path in zip(reference.asked, reference.said, strict=True)]
 
 
 def _answers(model, asked: list[Question], reference: Reference) -> list[Said]:

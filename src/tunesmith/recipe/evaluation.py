@@ -261,7 +261,7 @@ class MergeGate(Section):
     """Longest answer to each."""
     max_ratio: Annotated[float, Field(gt=0.0)] = 4.0
     """How far the merged model's logits may be from those of the adapter on its base in the same dtype: their mean difference,
-    over that of the latter from itself when it is computed in another order."""
+    over what rounding does to the latter there."""
     max_kl: Annotated[float, Field(gt=0.0)] = 0.01
     """Largest mean of KL(adapter || merged), in nats a token, whatever rounding does."""
     min_top1: Annotated[float, Field(ge=0.0, le=1.0)] = 0.98

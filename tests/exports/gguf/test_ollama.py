@@ -86,12 +86,13 @@ def test_what_is_not_of_the_subset_is_no_template():
             go.render(source, MESSAGES)
 
 
-@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
-@pytest.mark.parametrize("name", WRITTEN)
-def test_go_itself_writes_what_our_evaluator_does(name, tokenizers, tmp_path):
-    tokenizer = tokenizers[name]
-    source, _ = translated(tokenizer, begins(tokenizer))
-    (tmp_path / "main.go").write_text("""package main
+@pytest.fixture(scope="module")
+def in_go(tmp_path_factory):
+    """Go's own text/template: `in_go(source, messages)`."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed")
+    folder = tmp_path_factory.mktemp("go")
+    (folder / "main.go").write_text("""package main
 
 import ("encoding/json"; "os"; "text/template")
 
@@ -101,13 +102,21 @@ func main() {
     if err := template.Must(template.New("").Parse(input.Source)).Execute(os.Stdout, input); err != nil { panic(err) }
 }
 """)
-    for messages in (MESSAGES, MESSAGES[1:], MESSAGES[1:2]):
+    subprocess.run(["go", "build", "-o", "run", "main.go"], cwd=folder, check=True)
+
+    def rendered(source: str, messages: list[dict]) -> str:
         given = {"Source": source, "System": messages[0]["content"] if messages[0]["role"] == "system" else "",
                  "Messages": [{"Role": m["role"], "Content": m["content"]} for m in messages]}
-        done = subprocess.run(["go", "run", "main.go"], cwd=tmp_path, input=json.dumps(given).encode(), capture_output=True,
-                              check=False)
-        assert done.returncode == 0, done.stderr.decode()
-        assert done.stdout.decode() == go.render(source, messages)
+        return subprocess.run([folder / "run"], input=json.dumps(given), text=True, capture_output=True, check=True).stdout
+
+    return rendered
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_go_itself_writes_what_our_evaluator_does(name, tokenizers, in_go):
+    source, _ = translated(tokenizers[name], begins(tokenizers[name]))
+    for messages in (MESSAGES, MESSAGES[1:], MESSAGES[1:2]):
+        assert in_go(source, messages) == go.render(source, messages)
 
 
 def test_a_modelfile_says_all_that_ollama_needs():

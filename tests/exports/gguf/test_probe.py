@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.exports.gguf.conftest import FAMILIES, TEMPLATES
 
+import tunesmith
 from tunesmith.errors import UsageError
 from tunesmith.exports import gguf, merged
 from tunesmith.exports.gguf import families
@@ -54,6 +55,13 @@ def test_llama_cpp_answers_as_the_adapter_on_its_base(family, quant, job_of, pro
     assert found["runtime"].startswith("llama.cpp") and found["same_prompts"] == found["prompts"]
     assert found["llama_cpp"]["tokens"] > 20 and found["top1_agreement"] > 0.9 and found["failed"] == []
     assert all(p["margin"] <= found["allowed"]["margin"] for p in found["parted"])
+
+
+def test_a_release_is_exported_with_its_card(project, tmp_path):
+    done = tunesmith.export(project.done["release_id"], "gguf", tmp_path / "out", quant="q8_0")
+    assert done["verdict"] == "pass" and set(done["files"]) == {"tiny-q8_0.gguf", "README.md"}
+    assert 0.9 < done["top1_agreement"] <= 1 and done["max_abs_logit_diff"] is None
+    assert "llama-server" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_another_template_in_the_file_is_refused(job_of, probed):

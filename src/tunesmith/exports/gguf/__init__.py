@@ -33,7 +33,7 @@ def write(job: Job, out: Path) -> dict:
     merged.refuse(job)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merged.") as folder:
         checkpoint = Path(folder) / "model"
-        merged.write_weights(replace(job, dtype="float32"), checkpoint)  # rounded once, to what the file holds
+        merged.write_weights(replace(job, dtype="float32"), checkpoint)
         facts = write_file(checkpoint, job.tokenizer, job.stops, out / file_name(job), name=job.name,
                            quant=job.quant or DEFAULT)
     return facts | {"library": "gguf", "file": file_name(job)}

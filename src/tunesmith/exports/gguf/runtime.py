@@ -30,6 +30,10 @@ TIMES = 4.0
 """How many times as far as a file in q8_0 llama.cpp may be from the reference."""
 LOST = 0.1
 """Nats a token that quantising may cost, on average, before the file is refused."""
+LEAST_KL = 1e-6
+"""Nats a token: rounding, where none was found."""
+CLEAR = 1.0
+"""Nats by which a token is preferred (2.7 to 1) that neither rounding nor q8_0 may turn round."""
 SECONDS = 1800.0
 """How long llama.cpp may take in all."""
 INSTALL = "pip install 'tunesmith[llamacpp]'"
@@ -99,7 +103,8 @@ def ask_llama_cpp(job: Job, path: Path, asked: Sequence[Question], reference: Se
         with open(files[2], "wb") as log_file:
             try:
                 done = subprocess.run([sys.executable, "-P", plain.__file__, *map(str, files[:2])], stdout=log_file,
-                                      stderr=subprocess.STDOUT, check=False, timeout=SECONDS, env=_environment())
+                                      stderr=subprocess.STDOUT, check=False, timeout=SECONDS, env=_environment(),
+                                      start_new_session=True)  # its server signals its whole group when it goes
             except subprocess.TimeoutExpired as error:
                 raise RuntimeError(f"no answer after {SECONDS:.0f} s") from error
         if done.returncode:
@@ -112,11 +117,9 @@ def ask_llama_cpp(job: Job, path: Path, asked: Sequence[Question], reference: Se
 
 def judged(job: Job, path: Path, asked: Sequence[Question], reference: Sequence[Said], told: Told) -> dict:
     """What was told, beside the reference and beside what the file itself says."""
-    from tunesmith.exports.verdict import allowed
-
     failed: list[tuple[str, str]] = []
     far = of_file(job, path, asked, reference)
-    limit, quantised = allowed(job, reference), job.quant == "q8_0"
+    limit, quantised = _limits(job, reference), job.quant == "q8_0"
     result = {"runtime": told.runtime, "questions": len(asked), "file": far.as_dict()}
     if quantised and far.mean_kl > LOST:
         failed.append(("file", f"q8_0 costs {far.mean_kl:.2g} nats a token (at most {LOST})"))
@@ -125,7 +128,7 @@ def judged(job: Job, path: Path, asked: Sequence[Question], reference: Sequence[
                        f"{limit.max_abs_logit_diff:.2g}), KL {far.mean_kl:.2g} nats a token (at most {limit.mean_kl:.2g})"))
     kl, margin = limit.mean_kl, limit.margin
     if quantised and not failed:
-        kl, margin = max(kl, TIMES**2 * far.mean_kl), max(margin, 2 * TIMES * far.max_abs_logit_diff)
+        kl, margin = max(kl, TIMES**2 * far.mean_kl), CLEAR
     result |= _prompting(job, asked, told, failed)
     runtime = beside(reference, told.rows)
     result |= {"llama_cpp": runtime | {"compared": min(TOP, len(job.tokenizer))}, "max_abs_logit_diff": None,
@@ -147,6 +150,18 @@ def judged(job: Job, path: Path, asked: Sequence[Question], reference: Sequence[
     return result | {"verdict": "pass", "message": f"{told.runtime}: the same prompts and ends, KL {runtime['mean_kl']:.2g} "
                      f"nats a token, the same likeliest token at {runtime['top1_agreement']:.1%}, {len(asked) - len(parted)} "
                      f"of {len(asked)} greedy answers the same" + (f" and {len(parted)} that part at a tie" if parted else "")}
+
+
+def _limits(job: Job, reference: Sequence[Said]):
+    """`verdict.allowed`, and no looser than what rounding did to KL here and than a choice that is clear whatever the dtype."""
+    from dataclasses import replace
+
+    from tunesmith.exports.verdict import TIMES as ROUNDINGS
+    from tunesmith.exports.verdict import allowed
+
+    limit = allowed(job, reference)
+    kl = ROUNDINGS**2 * max(job.rounding.mean_kl, LEAST_KL) if job.rounding else limit.mean_kl
+    return replace(limit, mean_kl=min(limit.mean_kl, kl), margin=min(limit.margin, CLEAR))
 
 
 FIXES = {"file": "--quant f16, or bf16 where the weights are large",
