@@ -124,6 +124,7 @@ def test_an_adapter_that_does_not_fit_ends_the_start(project):
         load_engine([], [made.name], None)
 
 
+@pytest.mark.slow
 def test_sigterm_and_sigint_let_a_stream_end_and_then_the_server_with_exit_code_0(start_server, lively_base, tmp_path):
     servers = [(start_server(tmp_path, "--base", str(lively_base)), s) for s in (signal.SIGTERM, signal.SIGINT)]
     for server, number in servers:

@@ -75,6 +75,7 @@ def test_index_finds_exactly_the_pairs_of_a_brute_force_search(chat, threshold):
     assert Index(rows, threshold).groups() == groups_of_pairs(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, database=None)
 @given(texts=st.lists(st.tuples(*[st.lists(st.sampled_from(["a", "bb", "Oak St", "."]), max_size=6).map(" ".join)] * 2),
                       max_size=12), threshold=st.sampled_from([0.1, 0.5, 0.6, 0.75, 1.0]))

@@ -272,6 +272,7 @@ def test_kernel_that_computes_something_else_is_refused_by_name(tmp_path, monkey
     assert disagreement(build.Library(made, "wrong"), torch.float32) == named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compiler", "reason"), [("/no/such/cc", "No such file"), ("false", "compiler failed"), ("true", "")])
 def test_without_a_compiler_torch_does_it_and_the_reason_is_told(tmp_path, compiler, reason):
     """In a process of its own; `true` says that it compiled and leaves nothing."""

@@ -106,6 +106,7 @@ def test_a_difference_knows_no_constant_and_is_relative():
     assert difference(x, x) == 0
 
 
+@pytest.mark.slow
 def test_at_the_command_line(make_recipe, command, monkeypatch):
     recipe = make_recipe(method=QLORA)
     said = command("verify", "quantised", recipe, "--steps", 2, check=0).stdout

@@ -113,6 +113,7 @@ def test_paths_of_a_recipe_mean_the_same_from_another_directory(make_recipe, tmp
     assert [one.loaded.recipe.method.rank for one in planned] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_combination_that_cannot_be_trained_is_a_row_and_the_others_count(recipe):
     swept = tunesmith.sweep(recipe, ["train.learning_rate=0.01,1e+30"])
     good, bad = swept["rows"]
@@ -124,6 +125,7 @@ def test_a_combination_that_cannot_be_trained_is_a_row_and_the_others_count(reci
     assert "failed" in render(swept)
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(make_recipe, home):
     recipe = make_recipe(**{"train.epochs": 500})
     process = subprocess.Popen([sys.executable, "-m", "tunesmith", "sweep", str(recipe), "--set", RANKS[0], "--json"],

@@ -32,6 +32,7 @@ def test_style_runs_from_raw_chapters_to_a_judged_run(cli, tmp_path):
     assert "CHAPTER" not in shown["rows"][0]["text"].upper()
 
 
+@pytest.mark.slow
 def test_addresses_are_ready_to_train(cli, tmp_path):
     cli("init", tmp_path / "mine", check=0)
     checked = json.loads(cli("check", tmp_path / "mine" / "recipe.yaml", "--json", check=0).stdout)

@@ -165,6 +165,7 @@ def test_one_changed_byte_in_any_file_is_found(signed, data):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_one_changed_byte_anywhere_in_the_manifest_and_the_signatures_is_found(signed):
     """At fifty places of each, made a blank, a line break, the other case, its neighbour: JSON has bytes that say nothing."""
     small = [MANIFEST, *(str(p.relative_to(signed.path)) for p in (signed.path / "signatures").iterdir())]

@@ -47,7 +47,7 @@ def test_it_reads_back_into_their_model_with_the_same_components(made):
 
 
 def test_every_library_is_what_is_installed_here(made):
-    found = {canonical(d.metadata["Name"]): d.version for d in installed_here()}
+    found = {canonical(d.metadata["Name"]): d.version for d in reversed(list(installed_here()))}  # the first on the path counts
     ours = libraries(made)
     assert ours == {name: found[name] for name in ours}
     assert {"torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "tunesmith"} <= ours.keys()

@@ -119,6 +119,7 @@ def test_off_has_every_public_method_of_tracker():
     assert public <= set(dir(track.Off))
 
 
+@pytest.mark.slow
 def test_two_first_runs_at_once_share_a_new_store_without_a_word(tmp_path, adapter_dir):
     """MLflow alone lets both migrate the same file, which breaks it, prints, and reports usage to its makers."""
     code = """if True:

@@ -16,7 +16,7 @@ from tunesmith.training.check import check
 from tunesmith.training.run import train
 
 KEYS = {"peak_memory_bytes", "seconds", "trainable_parameters", "adapter_bytes", "steps", "tokens", "matched_layers", "dtype",
-        "engine", "longest_row", "smaller_packs"}
+        "engine", "longest_row", "smaller_packs", "step_memory_bytes"}
 
 
 @pytest.fixture(autouse=True)

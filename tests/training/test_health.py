@@ -129,6 +129,7 @@ def test_a_loss_that_never_falls_is_a_warning_and_then_an_error(few, tiny_base):
     assert (warning["code"], warning["step"]) == ("flat_loss", 160)
 
 
+@pytest.mark.slow
 def test_without_a_second_evaluation_a_flat_loss_is_only_a_warning(few, tiny_base):
     said = []
     state = train(few(base=str(tiny_base), **{"train.learning_rate": 1.0e-7, "train.epochs": 320}), say=said.append)

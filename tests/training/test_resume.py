@@ -23,6 +23,7 @@ LONG = {"train.epochs": 25, "train.checkpoint.every_steps": 7}
 """175 steps: after the last one that is waited for, there are seconds left for the signal to arrive."""
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_stop_at_a_checkpoint_and_resume_to_the_same_bytes(make_recipe, start, left, assert_same):
     recipe = make_recipe(**LONG)
     process = start(recipe)
@@ -48,6 +49,7 @@ def test_ctrl_c_and_sigterm_stop_at_a_checkpoint_and_resume_to_the_same_bytes(ma
     assert_same(left(run_dir), left(train(recipe)["run_dir"]))
 
 
+@pytest.mark.slow
 def test_kill_9_at_three_moments_resumes_to_the_same_bytes(make_recipe, start, left, assert_same):
     recipe = make_recipe(**LONG)
     process = start(recipe)

@@ -181,6 +181,7 @@ def test_a_filter_that_leaves_no_row_is_an_error_with_the_reason(clean, plant):
     assert error.value.exit_code == 2 and error.value.why == "html_residue 80"
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(faults=st.dictionaries(st.integers(1, 80), st.sampled_from([*APPENDED, "trivial_answer", "twin"]), max_size=40),
        drop=st.lists(st.sampled_from(get_args(Fault)), unique=True, max_size=8), shortest=st.none() | st.integers(1, 220))
@@ -292,6 +293,7 @@ def test_groups_are_bounded_and_two_bytes_a_row(clean):
     assert facts.sources.of[-1] == 0
 
 
+@pytest.mark.slow
 def test_memory_is_bytes_a_row():
     """Each row another question, answer and source, and some that quarrel. Near-duplicates are not bytes a row."""
     class Made(Sequence):
