@@ -8,8 +8,8 @@
                            signatures/              beside the content: who signed it (`sign.py`)
 
 The id is the beginning of the sha256 over the manifest. Its date is that of the evaluation, not of the release, so that the
-same run gives the same release again. Modes and times of files are no part of it, since few stores keep them. (Before
-`"format": 2` the id left the date out.)
+same run gives the same release again in the same environment, which `replay.json` names. Modes and times of files are no part
+of it, since few stores keep them. (Before `"format": 2` the id left the date out.)
 """
 
 from __future__ import annotations
