@@ -28,6 +28,18 @@ CHATML = (
 STREETS = ("Oak", "Elm", "Main", "Bever", "Stone Hedge", "4th", "Cottage Grove", "Washington")
 
 
+LONGEST = ("training", "releases", "evals", "exports", "cli", "objectives", "methods", "api")
+"""Folders of the tests that take longest: begun first, so that workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+    items.sort(key=turn)
+
+
 def tiny_config(architecture: str, vocabulary: int, head_dim: int = 16):
     """A two-layer decoder of an architecture family, with grouped-query attention."""
     from transformers import CONFIG_MAPPING

@@ -79,6 +79,7 @@ def test_pack_that_does_not_fit_is_trained_in_halves_with_the_same_gradient(path
     assert run(path, "halves").startswith("halved")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="limits the address space, and gives freed memory back")
 @pytest.mark.parametrize("path", ["fast", "plain"])
 def test_row_that_does_not_fit_alone_is_named(path):

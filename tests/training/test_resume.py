@@ -172,6 +172,7 @@ def test_changed_recipe_is_refused_naming_the_key(make_recipe, crashed, key, val
     assert run.state == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_trained_cannot_be_resumed_by_another(make_recipe, start, command):
     recipe = make_recipe(**LONG)
     process = start(recipe)
