@@ -89,7 +89,8 @@ def test_a_pack_that_does_not_fit_is_halved_and_smaller_packs_are_the_cure(small
 @pytest.mark.slow
 def test_a_row_that_does_not_fit_ends_the_run_before_step_1(small, make_recipe, page, home):
     recipe = make_recipe("big.yaml", train=[*rows(5), *rows(1, words=2500)],
-                         **{"train.max_steps": 1, "data.max_tokens": 16384, "data.dedup": {"near": None}})
+                         **{"train.epochs": 1, "train.tokens_per_step": 16384, "data.max_tokens": 16384,
+                            "data.dedup": {"near": None}})
     code, said = limited(10, [["train", small], ["check", recipe]], ["train", recipe])
     assert code == 1 and page("out-of-memory").missing("row", said) == [], said
     assert step_records(home) == [], "nothing was trained before it was known"
