@@ -41,7 +41,8 @@ def test_every_word_is_in_a_paragraph_a_title_or_in_what_was_left_out(blocks, ga
     body, inside = word_counts(" ".join(told)), word_counts(text)
     headings = word_counts(" ".join(c.title for c in book.chapters))  # a part's title stands above each of its chapters
     assert set(body + headings) == set(inside)
-    assert all(body[word] <= count <= body[word] + headings[word] for word, count in inside.items())
+    # of a heading that stands twice, once over what was left out, one is told
+    assert all(body[word] <= count and (count <= body[word] or headings[word]) for word, count in inside.items())
 
 
 @settings(max_examples=100, deadline=None, database=None)
