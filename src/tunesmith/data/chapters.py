@@ -85,6 +85,9 @@ def read_book(text: str) -> Book:
             left_out.insert(0, LeftOut("title page", "\n".join(line for block in body[:front] for line in block)))
         if paragraphs := _paragraphs(body[front:], layout):
             chapters.append(Chapter(", ".join(h.title for h in titles), paragraphs))
+        else:  # all of it is title page: a heading that stands above nothing else would be told nowhere
+            others = [h for n, (above, _) in enumerate(sections) if n != i for h in above]
+            empty += [h for h in titles if not any(h is other for other in others)]
     left_out += [LeftOut("heading without text", h.title) for h in empty]
     return Book(chapters, left_out)
 
