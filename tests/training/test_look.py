@@ -164,6 +164,27 @@ def test_ctrl_c_ends_the_watching_cleanly_and_not_the_run(make_recipe):
     assert Run.find(state["run_id"]).state["status"] == "running"
 
 
+SIGNALS = """
+import faulthandler, queue, random, signal
+from tunesmith.cli.watch import _comes
+
+faulthandler.dump_traceback_later(60, exit=True)
+messages = queue.SimpleQueue()
+signal.signal(signal.SIGALRM, lambda number, _frame: messages.put(number))
+for _ in range(5_000):
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 4e-4))
+    while not _comes(messages, 5e-5):
+        pass
+print("every one was heard")
+"""
+
+
+def test_a_signal_at_any_moment_of_the_waiting_is_heard():
+    """threading.Event hangs here: set by a handler inside of its `wait`, it waits for a lock that it holds itself."""
+    ran = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "every one was heard\n", ran.stderr
+
+
 # ---- TensorBoard -----------------------------------------------------------------------------------------------------
 
 

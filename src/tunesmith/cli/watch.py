@@ -45,18 +45,19 @@ def _print(state: dict) -> None:
 def _live(look, export, every: float) -> None:
     """In the terminal's second screen, which is left as it was found; the last picture stays in the first.
 
-    Ctrl-C is a flag here: an exception may come where nobody can catch it, in a destructor, and be lost.
+    Ctrl-C is a message here: an exception may come where nobody can catch it, in a destructor, and be lost. A SimpleQueue may
+    be put to by a handler of signals at any moment; an Event whose own lock is held at that moment waits for itself.
     """
+    import queue
     import signal
-    import threading
 
     from rich.console import Console
     from rich.live import Live
 
     from tunesmith.track.frame import frame
 
-    enough = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda _signal, _frame: enough.set())
+    enough: queue.SimpleQueue[int] = queue.SimpleQueue()
+    before = signal.signal(signal.SIGINT, lambda number, _frame: enough.put(number))
     try:
         console, state = Console(), look.now()
         with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -65,10 +66,21 @@ def _live(look, export, every: float) -> None:
                 if export:
                     export.add(state)
                 live.update(frame(state, console.width, console.height), refresh=True)
-                if state["ended"] or enough.wait(every):
+                if state["ended"] or _comes(enough, every):
                     break
     finally:
         signal.signal(signal.SIGINT, before)
     if export:
         export.close()
     _print(state)
+
+
+def _comes(messages, seconds: float) -> bool:
+    """Whether a message comes within so many seconds."""
+    import queue
+
+    try:
+        messages.get(timeout=seconds)
+    except queue.Empty:
+        return False
+    return True

@@ -241,19 +241,19 @@ def _health(t: Training) -> Health:
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM ask for a checkpoint after the step at hand; a second Ctrl-C ends at once."""
-    asked = threading.Event()
+    asked: list[int] = []  # no Event: its lock, held by a handler that a second signal interrupts, would wait for itself
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: False
         return
 
     def ask(signum, _frame):
-        if asked.is_set() and signum == signal.SIGINT:
+        if asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(signum)
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield lambda: bool(asked)
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
