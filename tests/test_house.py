@@ -12,7 +12,7 @@ import pytest
 import tunesmith
 
 ROOMS = ("errors", "store", "recipe", "models", "template", "data", "engine", "objectives", "methods", "track", "training",
-         "serving", "exports", "evals", "releases", "verbs", "api", "cli")
+         "serving", "exports", "evals", "releases", "verbs", "jobs", "api", "cli")
 """Each room imports only from those before it. `tunesmith/__init__` is the door to verbs, `__main__` to cli."""
 HEAVY = {"torch", "transformers", "peft", "mlflow", "fastapi", "uvicorn", "pydantic", "numpy", "yaml",
          "scipy", "pyarrow", "ray", "zstandard", "huggingface_hub", "sklearn"}

@@ -15,7 +15,12 @@ import uvicorn
 from openai import OpenAI
 
 from tunesmith.api.app import create_app
+from tunesmith.api.engines import Engines
 from tunesmith.api.server import listen
+from tunesmith.api.service import Service
+from tunesmith.jobs.database import opened
+from tunesmith.jobs.projects import ensure_default
+from tunesmith.jobs.settings import Settings
 from tunesmith.models.base import resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.serving.engine import Engine
@@ -34,15 +39,18 @@ def engine(lively_base):
 
 
 @pytest.fixture(scope="module")
-def url(engine):
-    listener = listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning"))
-    thread = threading.Thread(target=running.run, args=([listener],))
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    running.should_exit = True
-    thread.join(LONGEST_WAIT)
-    listener.close()
+def url(engine, tmp_path_factory):
+    place = tmp_path_factory.mktemp("service") / "service.db"
+    with listen("127.0.0.1", 0) as listener, opened(f"sqlite:///{place}") as database:
+        ensure_default(database)
+        settings = Settings()
+        app = create_app(Service(Engines(settings, database, engine), database, settings))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        running.should_exit = True
+        thread.join(LONGEST_WAIT)
 
 
 @pytest.fixture(scope="module")

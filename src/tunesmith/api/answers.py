@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from tunesmith.api.errors import BadParameter
 from tunesmith.api.logprobs import words
 from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.errors import TunesmithError
 from tunesmith.serving.engine import Engine, Served
 from tunesmith.serving.generate import Request, Token
 from tunesmith.serving.logprobs import Scored
@@ -18,14 +19,6 @@ from tunesmith.template.render import generation_prompt
 DEFAULT_MAX_TOKENS = 1024
 """For chat, when the request gives none (OpenAI's default is what the context still holds)."""
 DISCONNECT_POLL_SECONDS = 0.5
-
-
-class BadParameter(UsageError):
-    """A request that cannot be answered because of one of its parameters."""
-
-    def __init__(self, what: str, param: str, code: str | None = None):
-        super().__init__(what)
-        self.param, self.code = param, code
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,14 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from tunesmith.api.app import create_app
+from tunesmith.api.engines import Engines
+from tunesmith.api.service import Service
 from tunesmith.errors import UsageError
+from tunesmith.jobs import places
+from tunesmith.jobs.database import opened
+from tunesmith.jobs.dispatcher import Dispatcher
+from tunesmith.jobs.projects import ensure_default
+from tunesmith.jobs.settings import Settings
 from tunesmith.releases.bundle import Release
 from tunesmith.releases.channel import current
 from tunesmith.serving.engine import Engine
@@ -18,22 +26,33 @@ from tunesmith.training.run import Run, tokenizer_for
 
 
 def serve(*, channels: list[str], releases: list[str], base: str | None, host: str, port: int,
-          say: Callable[[str], None], runs: Sequence[str] = ()) -> None:
-    """Serve until SIGINT or SIGTERM, and return: a stop that was asked for is no failure. Every adapter shares one base.
+          say: Callable[[str], None], runs: Sequence[str] = (), settings: Settings = Settings()) -> None:
+    """Serve until SIGINT or SIGTERM, and return: a stop that was asked for is no failure. Adapters of one base share it.
 
     Raises:
         UsageError: nothing to serve, releases on different bases, or the port is taken.
         NotFoundError, StoreError, AdapterError: a release that is not there, not whole, or does not fit.
     """
     listener = listen(host, port)
-    with listener:
-        engine = load_engine(channels, releases, base, runs)
+    with listener, opened(os.environ.get("TUNESMITH_DATABASE") or settings.database or places.default_database()) as database:
+        asked = channels or releases or base or runs
+        if not asked and not settings.bases and not settings.aliases:
+            raise _nothing()
+        given = load_engine(channels, releases, base, runs) if asked else None
+        if given and settings.base_of(given.base.ref) is None:
+            settings = settings.model_copy(update={"bases": [*settings.bases, given.base.ref]})
+        engines = Engines(settings, database, given)
+        dispatcher = Dispatcher(database, settings, say)
+        service = Service(engines, database, settings, dispatcher.nudge)
+        ensure_default(database)
+        dispatcher.start()
         try:
-            say(f"serving {', '.join(engine.served)}")
+            say(f"serving {', '.join(m['id'] for m in engines.named(places.DEFAULT_PROJECT))}")
             address = f"[{host}]" if ":" in host else host
-            _Server(create_app(engine), lambda: say(f"ready: http://{address}:{listener.getsockname()[1]}/v1")).run([listener])
+            _Server(create_app(service), lambda: say(f"ready: http://{address}:{listener.getsockname()[1]}/v1")).run([listener])
         finally:
-            engine.close()
+            dispatcher.stop()
+            engines.close()
 
 
 class _Server(uvicorn.Server):
@@ -79,7 +98,7 @@ def load_engine(channels: list[str], releases: list[str], base: str | None, runs
     bundles = {r.id: r for r in [*pointed.values(), *(Release.find(r) for r in releases)]}
     tried = [Run.find(name) for name in runs]
     if not bundles and not base and not tried:
-        raise UsageError("nothing to serve", fix="give --channel, --release, --run or --base")
+        raise _nothing()
     bases = {b.manifest["base"]["digest"] for b in bundles.values()} | {t.state["base"]["digest"] for t in tried}
     if len(bases) > 1:
         raise UsageError("these releases stand on different bases", why=", ".join(sorted(bases)),
@@ -102,3 +121,7 @@ def load_engine(channels: list[str], releases: list[str], base: str | None, runs
         engine.add([state["run_id"]], run.adapter, tokenizer_for(found, run.recipe()), state["template_fingerprint"],
                    int(time.time()))
     return engine
+
+
+def _nothing() -> UsageError:
+    return UsageError("nothing to serve", fix="give --channel, --release, --run or --base, or a --config with aliases or bases")

