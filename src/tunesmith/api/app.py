@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, eval_runs, evals, graders, health, models
+from tunesmith.api import chat, eval_runs, evals, graders, health, models, observe
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, models.router, health.router, graders.router, evals.router, eval_runs.router)
+ROUTERS = (chat.router, models.router, health.router, observe.router, graders.router, evals.router, eval_runs.router)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -17,4 +17,5 @@ def create_app(service: Service) -> FastAPI:
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(observe.Observed, metrics=service.metrics)
     return app

@@ -43,7 +43,7 @@ def serve(*, channels: list[str], releases: list[str], base: str | None, host: s
             settings = settings.model_copy(update={"bases": [*settings.bases, given.base.ref]})
         engines = Engines(settings, database, given)
         dispatcher = Dispatcher(database, settings, say)
-        service = Service(engines, database, settings, dispatcher.nudge)
+        service = Service(engines, database, settings, dispatcher)
         ensure_default(database)
         dispatcher.start()
         try:

@@ -15,6 +15,7 @@ from tunesmith.cli import (
     check,
     compose,
     data,
+    doctor,
     evaluate,
     export,
     import_,
@@ -36,7 +37,7 @@ app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_h
                   add_completion=False, pretty_exceptions_enable=False)
 for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, compose.compose, release.release,
              run.run, merge.merge, export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc,
-             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
+             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_, doctor.doctor):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
