@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, health, models, observe
+from tunesmith.api import chat, eval_runs, evals, graders, health, models, observe
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, models.router, health.router, observe.router)
+ROUTERS = (chat.router, models.router, health.router, observe.router, graders.router, evals.router, eval_runs.router)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -11,6 +11,7 @@ nothing but what is new in it: an adapter, 4-bit copies of the layers (QLoRA), o
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -137,6 +138,27 @@ class Engine:
             self._waiting.append(job)
             self._news.notify()
         return job
+
+    def ask(self, served: Served, requests: list[Request]) -> list[list[Token]]:
+        """The tokens of each request, when all are answered: blocks. They are queued together, so that the same requests
+        share the same batches each time that nobody else asks. Raises TunesmithError when closed, or what made one fail."""
+        news: queue.Queue[tuple[int, Token | BaseException]] = queue.Queue()
+        found: list[list[Token]] = [[] for _ in requests]
+        with self._news:
+            jobs = [self.submit(served, request, lambda token, at=at: news.put((at, token)),
+                                lambda error, at=at: news.put((at, error))) for at, request in enumerate(requests)]
+        try:
+            left = len(jobs)
+            while left:
+                at, token = news.get()
+                if isinstance(token, BaseException):
+                    raise token
+                found[at].append(token)
+                left -= token.finish is not None
+        finally:
+            for job in jobs:
+                job.cancel()
+        return found
 
     @property
     def load(self) -> dict[str, int]:
