@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, health, models, observe
+from tunesmith.api import chat, files, guard, health, models, observe, uploads
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, models.router, health.router, observe.router)
+ROUTERS = (chat.router, models.router, files.router, uploads.router, health.router, observe.router)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -17,5 +17,6 @@ def create_app(service: Service) -> FastAPI:
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(guard.Guard, service=service)
     app.add_middleware(observe.Observed, metrics=service.metrics)
     return app
