@@ -98,7 +98,8 @@ class Guard:
         try:
             await run_in_threadpool(
                 self._audit.note, f"{scope['method']} {action}".strip(), status,
-                object=KEY.sub("sk-...", object_ or "").replace("\0", "") or None, project_id=caller and caller.project_id, key_id=caller and caller.key_id, request_id=state["request_id"],
+                object=KEY.sub("sk-...", object_ or "").replace("\0", "") or None,
+                project_id=caller and caller.project_id, key_id=caller and caller.key_id, request_id=state["request_id"],
                 address=scope["client"][0] if scope.get("client") else None)
         except sa.exc.SQLAlchemyError as error:  # it is done: better an answer without a row than no answer
             sys.stderr.write(f"no audit row for {scope['method']} {path}, request {state['request_id']}: {error}\n")

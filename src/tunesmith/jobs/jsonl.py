@@ -25,10 +25,12 @@ def check_jsonl(f: BinaryIO) -> None:
         number += 1
         if len(line) > LONGEST_LINE:
             raise UsageError(f"{EXPECTED} Line {number} is longer than {LONGEST_LINE:,} bytes.")
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
             empty = empty or number
             continue
-        if empty or not _is_object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line):
+        if empty or not _is_object(line):
             _refuse(empty or number, b"" if empty else line)
     if number == 0 or empty == 1:
         raise UsageError(f"{EXPECTED} The file is empty.")
@@ -45,5 +47,5 @@ def _is_object(line: bytes) -> bool:
 
 
 def _refuse(number: int, line: bytes) -> None:
-    start = line.decode("utf-8", "replace").lstrip("\ufeff").strip()[:HINT]
+    start = line.decode("utf-8", "replace").strip()[:HINT]
     raise UsageError(f'{EXPECTED} Line {number} is not a dictionary (HINT: line starts with: "{start}...").')

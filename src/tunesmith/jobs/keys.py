@@ -21,7 +21,7 @@ from tunesmith.jobs.tables import api_keys
 
 PREFIX = "sk-ts-"
 SCOPES = ("admin", "train", "infer")
-DAY = 86_400
+DAY, LONGEST_DAYS = 86_400, 3650
 
 
 def add(database: Database, project: str, scopes: Collection[str], *, name: str = "",
@@ -35,8 +35,8 @@ def add(database: Database, project: str, scopes: Collection[str], *, name: str 
     if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
         raise UsageError(f"no such scope: {', '.join(unknown)}" if scopes else "a key without a scope may do nothing",
                          fix=f"give some of {', '.join(SCOPES)}")
-    if days is not None and not 0 < days <= 36_500:
-        raise UsageError("a key expires after 1 day to 100 years", fix="give --expires a number of days")
+    if days is not None and not 0 < days <= LONGEST_DAYS:
+        raise UsageError("a key expires after some days, 10 years at most", fix="give --expires a number of days up to 3650")
     key, id = PREFIX + secrets.token_urlsafe(32), new_id("key_")
     with database.write() as connection:
         now = int(clock(connection))
