@@ -19,7 +19,8 @@ from tunesmith.errors import AdapterError
 from tunesmith.models.base import resolve
 from tunesmith.models.load import model_of, tokenizer_of
 from tunesmith.serving.engine import Engine
-from tunesmith.serving.generate import Request, answers, generate
+from tunesmith.serving.generate import answers, generate
+from tunesmith.serving.sampling import Request
 from tunesmith.template.fingerprint import fingerprint
 
 LENGTH = 12

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from tunesmith.engine.loss import IGNORE
 from tunesmith.engine.memory import return_large, trim
 
-
 _training = False
 
 
