@@ -40,8 +40,8 @@ class App:
 
 
 @contextmanager
-def app_over(home: Path, base: Path) -> Iterator[App]:
-    """`home` must be TUNESMITH_HOME."""
+def app_over(home: Path, base: Path, url: str | None = None) -> Iterator[App]:
+    """`home` must be TUNESMITH_HOME. `url`: of a database that is not the usual one."""
     from fastapi.testclient import TestClient
 
     from tunesmith.api.app import create_app
@@ -58,7 +58,7 @@ def app_over(home: Path, base: Path) -> Iterator[App]:
     found = resolve(str(base))
     engine = Engine(found, tokenizer_of(found), "float32", "cpu", 0)
     settings = Settings(aliases={"gpt-4o-mini": str(base)}, bases=[str(base)])
-    with opened(places.default_database()) as database:
+    with opened(url or places.default_database()) as database:
         ensure_default(database)
         fastapi = create_app(Service(Engines(settings, database, engine), database, settings))
         with TestClient(fastapi, base_url="http://127.0.0.1", raise_server_exceptions=False) as http:

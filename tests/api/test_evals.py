@@ -254,12 +254,31 @@ def test_responses_are_asked_as_completions(app, api, lively_base):
     assert said[0] == said[1]
 
 
+def test_answers_can_be_held_to_a_form(app, api, lively_base):
+    schema = {"type": "object", "properties": {"street": {"enum": ["Oak", "Elm"]}}, "required": ["street"],
+              "additionalProperties": False}
+    graded = SAME | {"operation": "ne", "input": "{{sample.output_json.street}}", "reference": ""}
+    made = api.create(data_source_config=CUSTOM, testing_criteria=[graded])
+    source = asking(str(lively_base), row("3 Oak", "x"), row("4 Elm", "x"), temperature=1.5, seed=1)
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+    as_text = {"text": {"format": {"type": "json_schema", "name": "n", "schema": schema}}}
+    for kind, more in (("completions", form), ("responses", as_text)):
+        run = worked(app, made.id, source | {"type": kind, "sampling_params": source["sampling_params"] | more})
+        assert api.runs.retrieve(run.id, eval_id=made.id).result_counts.passed == 2
+        for item in api.runs.output_items.list(run.id, eval_id=made.id):
+            assert json.loads(item.sample.output[0].content)["street"] in ("Oak", "Elm")
+    control = worked(app, made.id, source)
+    assert api.runs.retrieve(control.id, eval_id=made.id).result_counts.errored == 2, "without the form it is no JSON"
+
+
 @pytest.mark.parametrize("change, param, code", [
     ({"source": {"type": "stored_completions"}}, "data_source.source.type", "unsupported"),
     ({"type": "responses", "source": {"type": "responses", "model": "x"}}, "data_source.source.type", "unsupported"),
     ({"input_messages": None}, "data_source.input_messages", "missing_required_parameter"),
     ({"model": None}, "data_source.model", "missing_required_parameter"),
-    ({"sampling_params": {"response_format": {"type": "json_object"}}}, "data_source.sampling_params", "unsupported"),
+    ({"sampling_params": {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "n", "schema": {"minProperties": 3}}}}}, "data_source.sampling_params", "invalid_schema"),
+    ({"sampling_params": {"response_format": {"type": "xml"}}}, "data_source.sampling_params.response_format.type", None),
     ({"sampling_params": {"tools": [{"type": "function"}]}}, "data_source.sampling_params.tools", "unsupported"),
     ({"sampling_params": {"temprature": 1}}, "data_source.sampling_params.temprature", "unknown_parameter"),
     ({"input_messages": {"type": "template", "template": [{"role": "user", "content": "{{sample.output_text}}"}]}},

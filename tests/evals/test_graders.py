@@ -219,12 +219,11 @@ def test_what_is_no_grader_is_refused(grader):
         GRADER.validate_python(grader)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("0.5", 0.5), (" 7\n", 7), ("-1e-3", -0.001), ('{"result": 0.25}', 0.25), ('```json\n{"score": "0.5"}\n```', 0.5),
-    ("", None), ("about 0.5", None), ("0.5 or 0.7", None), ('{"result": true}', None), ('{"grade": 1}', None), ("NaN", None),
-    ("1e999", None), ("[1]", None), ('{"result": NaN}', None)])
-def test_only_a_number_is_a_score(text, expected):
-    assert judges.number(text) == expected
+@pytest.mark.parametrize("text, finish, expected", [
+    ("0.5", "stop", 0.5), ("1", "stop", 1), ("0.3333", "length", 0.3333), ("0.", "length", 0), ("1", "length", None),
+    ("1.5", "stop", None), ("-0.1", "stop", None), ("", "length", None), ("about 1", "stop", None), ("nan", "stop", None)])
+def test_only_a_number_of_the_range_is_a_score(text, finish, expected):
+    assert judges.number(judges.Said(text, finish=finish), 0, 1) == expected
 
 
 def test_thresholds():
@@ -280,15 +279,29 @@ def test_the_label_is_the_likeliest_whole_answer(engine, lively_base, tiny_token
     assert passes.passed and not fails.passed, "the control: nothing passes where no label does"
 
 
-def test_a_judge_that_says_no_number_gives_no_score(engine):
+@pytest.mark.parametrize("low, high", [(0, 1), (1, 7), (-5, -2.5), (10, 1000)])
+def test_a_score_is_a_number_of_its_range_whatever_the_judge_would_say(engine, low, high):
+    """A random model, which never says a number by itself."""
     def find(_name):
         return engine, engine.find(engine.base.ref)
 
-    graded = one(judge("score_model", sampling_params={"max_completions_tokens": 5}), find=find)
-    assert (graded.error, graded.score, graded.passed) == ("model_grader_parse_error", 0.0, False)
-    assert "one number from 0 to 1" in json.dumps(graded.sample["input"]) and graded.usage["m"].completion > 0
+    scores = set()
+    for seed in range(6):
+        graded = one(judge("score_model", range=[low, high], sampling_params={"temperature": 1.5, "seed": seed}), find=find)
+        assert graded.error is None and low <= graded.score <= high, graded.sample
+        assert graded.passed == (graded.score >= (low + high) / 2)
+        scores.add(graded.score)
+    assert len(scores) > 1 and "one number from" in json.dumps(graded.sample["input"]) and graded.usage["m"].completion > 0
+
+
+def test_a_judge_that_cannot_be_asked_gives_no_score(engine):
+    def find(_name):
+        return engine, engine.find(engine.base.ref)
+
     long = one(judge("score_model"), {"item": {"answer": "Oak " * 2000}}, find=find)
     assert long.error == "model_grader_server_error" and "context" in long.flags["model_grader_server_error_details"]
+    cut = one(judge("score_model", range=[1000, 9999], sampling_params={"max_completions_tokens": 1}), find=find)
+    assert (cut.error, cut.score, cut.passed) == ("model_grader_parse_error", 0.0, False), cut.sample
     assert one(judge("score_model")).error == "model_grader_server_error", "and one that is not served, too"
 
 

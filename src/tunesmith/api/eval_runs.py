@@ -24,7 +24,7 @@ from tunesmith.api.evals_schemas import (
 )
 from tunesmith.api.page import listed, page_of
 from tunesmith.api.service import Service, service_of
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evals.graders import template
 from tunesmith.evals.graders.schema import Grader, judges
 from tunesmith.evals.statistics import wilson
@@ -32,8 +32,10 @@ from tunesmith.jobs import files, queue
 from tunesmith.jobs.database import clock
 from tunesmith.jobs.evaluate import nothing_yet
 from tunesmith.jobs.evaluation.rows import of_content, schema_check
+from tunesmith.jobs.evaluation.samples import schema_of_answers
 from tunesmith.jobs.ids import new_id
 from tunesmith.jobs.tables import eval_runs, output_items, work
+from tunesmith.serving.grammar import check as check_schema
 
 router = APIRouter(prefix="/v1/evals/{eval_id}/runs")
 STATUS = {"queued": "queued", "paused": "queued", "running": "in_progress", "succeeded": "completed", "failed": "failed",
@@ -67,7 +69,7 @@ def create(eval_id: Id, body: RunCreate, caller: Caller = Depends(may("train")),
         queue.put(connection, id, "eval_run", caller.project_id)
         connection.execute(eval_runs.insert().values(
             id=id, project_id=caller.project_id, created_at=int(clock(connection)), eval_id=eval_id, name=body.name,
-            model=model, data_source=source.model_dump(mode="json", exclude_unset=True), models=models,
+            model=model, data_source=source.model_dump(mode="json", exclude_unset=True, by_alias=True), models=models,
             metadata=body.metadata or {}, usage=nothing_yet(eval_["testing_criteria"])))
         reply = _one(connection, caller, eval_id, id)
     service.nudge()
@@ -162,10 +164,12 @@ def _refuse_unsupported(source: Jsonl | Completions | ResponsesRun) -> None:
     if params.tools:
         raise BadParameter("sampling_params.tools is not supported by this server's evals", "data_source.sampling_params.tools",
                            "unsupported")
-    form = getattr(params, "response_format", None) or (getattr(params, "text", None) or {}).get("format")
-    if form and form.get("type") != "text":
-        raise BadParameter("a response format other than text is not supported by this server's evals: ask for JSON in the "
-                           "prompt, and grade {{sample.output_json}}", "data_source.sampling_params", "unsupported")
+    schema = schema_of_answers(params.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    if schema is not None:
+        try:
+            check_schema(schema)
+        except UsageError as error:
+            raise BadParameter(error.what, "data_source.sampling_params", "invalid_schema") from error
 
 
 def _meaning(service: Service, name: str, project_id: str) -> dict:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tunesmith.api.schemas import FIELDS, UNIONS
+from tunesmith.api.schemas import FIELDS, UNIONS, ResponseFormat
 from tunesmith.errors import DataError
 from tunesmith.evals.graders import schema as graders
 from tunesmith.evals.graders.schema import MOST, Grader, Messages, Name, Strict
@@ -144,11 +144,25 @@ class CommonSampling(Strict):
 
 
 class Sampling(CommonSampling):
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextOf(Strict):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+    """Accepted and without effect."""
 
 
 class ResponsesSampling(CommonSampling):
-    text: dict[str, Any] | None = None
+    text: TextOf | None = None
 
 
 class Jsonl(Strict):
@@ -179,7 +193,7 @@ class RunCreate(Body):
 
 
 for _model in (GraderRun, GraderValidate, CustomConfig, LogsConfig, EvalCreate, EvalUpdate, Row, FileContent, FileId, Responses,
-               StoredCompletions, TemplateMessages, ItemReference, Sampling, ResponsesSampling, Completions, RunCreate,
+               StoredCompletions, TemplateMessages, ItemReference, Sampling, ResponsesSampling, Completions, RunCreate, TextOf,
                graders.StringCheck, graders.TextSimilarity, graders.Python, graders.ScoreModel, graders.LabelModel,
                graders.Multi, graders.Message, graders.JudgeSampling):
     FIELDS.update(_model.model_fields)

@@ -27,6 +27,7 @@ from typing import Any
 from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError, UsageError
 from tunesmith.models.base import Base
 from tunesmith.serving.generate import Token, generate
+from tunesmith.serving.grammar import GrammarError
 from tunesmith.serving.sampling import Request
 from tunesmith.template.fingerprint import PROBES, fingerprint
 from tunesmith.template.render import generation_prompt, stop_ids
@@ -215,7 +216,9 @@ class Engine:
 
     def ask(self, served: Served, requests: list[Request]) -> list[list[Token]]:
         """The tokens of each request, when all are answered: blocks. They are queued together, so that the same requests
-        share the same batches each time that nobody else asks. Raises TunesmithError when closed, or what made one fail."""
+        share the same batches each time that nobody else asks. One that its grammar ends has a last token with the error.
+
+        Raises TunesmithError when closed, or what else made one fail."""
         news: queue.Queue[tuple[int, Token | BaseException]] = queue.Queue()
         found: list[list[Token]] = [[] for _ in requests]
         with self._news:
@@ -225,6 +228,8 @@ class Engine:
             left = len(jobs)
             while left:
                 at, token = news.get()
+                if isinstance(token, GrammarError):
+                    token = Token(at, None, "stop", error=token)
                 if isinstance(token, BaseException):
                     raise token
                 found[at].append(token)

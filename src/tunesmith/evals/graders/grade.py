@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.errors import BaseModelError, NotFoundError
+from tunesmith.errors import BaseModelError, NotFoundError, UsageError
 from tunesmith.evals.graders import formula, judges
 from tunesmith.evals.graders.judges import Find, Said, Usage
 from tunesmith.evals.graders.schema import (
     AnyGrader,
+    JudgeSampling,
     LabelModel,
     Message,
     Multi,
@@ -137,7 +138,7 @@ def _judged(grader: ScoreModel | LabelModel, namespaces: Sequence[Mapping[str, A
         return found
     try:
         said = _ask(grader, [messages for _, messages in asked], find)
-    except NotFoundError as error:
+    except (NotFoundError, UsageError) as error:
         said = [Said(None, error.what)] * len(asked)
     for (graded, messages), answer in zip(asked, said, strict=True):
         graded.usage = {grader.model: answer.usage}
@@ -148,19 +149,22 @@ def _judged(grader: ScoreModel | LabelModel, namespaces: Sequence[Mapping[str, A
             graded.score = float(answer.text in grader.passing_labels)
             graded.sample |= {"label": answer.text, "label_shares": answer.weights}
         else:
-            _read_score(grader, graded, answer.text)
+            score = judges.number(answer, *grader.bounds)
+            if score is None:
+                graded.error, graded.details = "model_grader_parse_error", f"the judge's answer is no score: {answer.text!r}"
+            else:
+                graded.score = score
     return found
 
 
 def _ask(grader: ScoreModel | LabelModel, conversations: list[list[dict]], find: Find) -> list[Said]:
     if isinstance(grader, LabelModel):
         return judges.labels(find, grader.model, conversations, grader.labels)
-    sampling = grader.sampling_params
-    if sampling is None:
-        return judges.answers(find, grader.model, conversations)
+    sampling, (low, high) = grader.sampling_params or JudgeSampling(), grader.bounds
     return judges.answers(find, grader.model, conversations, temperature=sampling.temperature or 0.0,
                           max_tokens=sampling.max_completions_tokens or sampling.max_completion_tokens,
-                          top_p=sampling.top_p or 1.0, seeds=[sampling.seed or 0] * len(conversations))
+                          top_p=sampling.top_p or 1.0, seeds=[sampling.seed or 0] * len(conversations),
+                          default=judges.LONGEST_SCORE, schema={"type": "number", "minimum": low, "maximum": high})
 
 
 def _prompt(grader: ScoreModel | LabelModel, namespace: Mapping[str, Any]) -> list[dict]:
@@ -176,16 +180,6 @@ def _prompt(grader: ScoreModel | LabelModel, namespace: Mapping[str, Any]) -> li
 def rendered(messages: Sequence[Message], namespace: Mapping[str, Any]) -> list[dict]:
     """Messages with their variables put in. Raises MissingVariable."""
     return [{"role": m.speaker, "content": render(m.text, namespace)} for m in messages]
-
-
-def _read_score(grader: ScoreModel, graded: Graded, text: str) -> None:
-    score, (low, high) = judges.number(text), grader.bounds
-    if score is None:
-        graded.error, graded.details = "model_grader_parse_error", f"the judge's answer is no number: {text[:200]!r}"
-    elif not low <= score <= high:
-        graded.error, graded.details = "model_grader_parse_error", f"the judge's score {score:g} is not in {low:g}..{high:g}"
-    else:
-        graded.score = score
 
 
 def _multi(grader: Multi, namespaces: Sequence[Mapping[str, Any]], find: Find) -> list[Graded]:

@@ -1,27 +1,25 @@
 """Models that judge: asked through an engine that serves them, several prompts at once.
 
-    score   the model writes; its answer must be a number, or JSON with one under `result` or `score`
+    score   the model writes under a grammar: a number of the grader's range, and nothing else can come
     label   the model writes nothing: each label is weighed as the whole answer, its stop token included, and the likeliest is
             taken. That is what decoding under a grammar of these labels looks for, and every answer is a label.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tunesmith.errors import TunesmithError
 from tunesmith.serving.engine import Engine, Served
-from tunesmith.serving.generate import Request
+from tunesmith.serving.grammar import of_json
+from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import decode
 from tunesmith.template.render import generation_prompt, stop_token
 
-LONGEST_ANSWER = 256
-"""Tokens of a judge's answer, unless the grader says how many."""
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+LONGEST_SCORE = 16
+"""Tokens of a judge's number, unless the grader says how many: a fraction that would go on is cut there."""
 Find = Callable[[str], tuple[Engine, Served]]
 """A model by its name. Raises NotFoundError."""
 
@@ -57,16 +55,19 @@ class Said:
 
 def answers(find: Find, model: str, conversations: Sequence[list[dict]], *, max_tokens: int | None = None,
             temperature: float = 0.0, top_p: float = 1.0, seeds: Sequence[int] | None = None,
-            default: int = LONGEST_ANSWER) -> list[Said]:
+            default: int, schema: dict | None = None) -> list[Said]:
     """What the model says to each. Prompts that do not fit, or that its template refuses, are problems of their own.
 
     `default`: how many tokens an answer may have when `max_tokens` is None, or fewer where the context ends before.
+    `schema`: answers are JSON that is valid against it.
 
     Raises:
+        UsageError: a schema that answers cannot be held to.
         NotFoundError: nothing is served by that name.
         TunesmithError: the engine stops.
     """
     engine, served = find(model)
+    grammar = None if schema is None else of_json(served.tokenizer, schema, served.stop_ids)
     said: list[Said | None] = [None] * len(conversations)
     asked: list[tuple[int, Request]] = []
     for at, messages in enumerate(conversations):
@@ -81,8 +82,11 @@ def answers(find: Find, model: str, conversations: Sequence[list[dict]], *, max_
                                   f"requested {len(ids) + wanted} tokens ({len(ids)} in the prompt).")
             continue
         asked.append((at, Request(prompt=ids, max_new_tokens=max_tokens or min(room, default), temperature=temperature,
-                                  top_p=top_p, seed=seeds[at] if seeds else 0)))
+                                  top_p=top_p, seed=seeds[at] if seeds else 0, grammar=grammar)))
     for (at, request), tokens in zip(asked, engine.ask(served, [r for _, r in asked]), strict=True):
+        if tokens[-1].error:
+            said[at] = Said(None, f"{tokens[-1].error.what}: {tokens[-1].error.why}")
+            continue
         ids = [t.id for t in tokens if t.id is not None]
         said[at] = Said(decode(served.tokenizer, ids), None, tokens[-1].finish or "stop",
                         Usage(1, len(request.prompt), len(ids)))
@@ -117,18 +121,11 @@ def labels(find: Find, model: str, conversations: Sequence[list[dict]], names: S
     return [s for s in said if s is not None]
 
 
-def number(text: str) -> float | None:
-    """The number that an answer is: all of it, or under `result` or `score` of a JSON object. None: it is none."""
-    text = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    if NUMBER.fullmatch(text):
-        return float(text) if math.isfinite(float(text)) else None
+def number(said: Said, low: float, high: float) -> float | None:
+    """The score that a judge wrote. None: it was cut off inside a whole number, or is not in the range."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = float(said.text or "")
+    except ValueError:
         return None
-    found = next((value[k] for k in ("result", "score") if k in value), None) if isinstance(value, dict) else None
-    if isinstance(found, str) and NUMBER.fullmatch(found.strip()):
-        found = float(found)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < 1e300:
-        return None
-    return float(found)
+    whole = said.finish == "stop" or "." in (said.text or "")
+    return value if whole and low <= value <= high else None

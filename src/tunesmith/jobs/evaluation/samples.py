@@ -40,7 +40,8 @@ def sampled(source: Mapping, items: Sequence[Mapping], find: Find) -> list[dict]
             samples[-1]["error"] = {"code": "invalid_prompt", "message": str(error)}
     asked = [s for s in samples if s["error"] is None]
     said = judges.answers(find, source["model"], [s["input"] for s in asked], max_tokens=limit, temperature=temperature,
-                          top_p=top_p, seeds=[s["seed"] for s in asked], default=DEFAULT_MAX_TOKENS)
+                          top_p=top_p, seeds=[s["seed"] for s in asked], default=DEFAULT_MAX_TOKENS,
+                          schema=schema_of_answers(params))
     for sample, answer in zip(asked, said, strict=True):
         if answer.text is None:
             sample["error"] = {"code": "invalid_prompt", "message": answer.problem}
@@ -48,6 +49,15 @@ def sampled(source: Mapping, items: Sequence[Mapping], find: Find) -> list[dict]
         sample |= {"output": [{"role": "assistant", "content": answer.text}], "finish_reason": answer.finish,
                    "usage": _usage(answer.usage)}
     return samples
+
+
+def schema_of_answers(params: Mapping) -> dict | None:
+    """What `response_format` holds answers to, or `text.format` of a source of type `responses`; None: any text."""
+    form = params.get("response_format") or (params.get("text") or {}).get("format") or {}
+    if form.get("type", "text") == "text":
+        return None
+    found = (form.get("json_schema") or form).get("schema")
+    return {"type": "object"} if found is None else found
 
 
 def given(sample: Mapping | None) -> dict:
