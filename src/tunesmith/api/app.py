@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, health, models
+from tunesmith.api import chat, checkpoints, fine_tuning, health, models
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, models.router, health.router)
+ROUTERS = (chat.router, fine_tuning.router, checkpoints.router, models.router, health.router)
 
 
 def create_app(service: Service) -> FastAPI:

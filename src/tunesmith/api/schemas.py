@@ -126,7 +126,7 @@ def explain(errors: list[dict]) -> tuple[str, str | None, str | None]:
     if first["type"] == "json_invalid":
         return f"the request body is not JSON: {first['ctx']['error']}", None, None
     if first["type"] == UNSUPPORTED:
-        return first["msg"], UNSUPPORTED, first["ctx"]["param"]
+        return first["msg"], first["ctx"].get("code", UNSUPPORTED), first["ctx"]["param"]
     param = _param(first["loc"])
     if param is None:
         return "the request body must be a JSON object, sent as application/json", None, None

@@ -48,6 +48,8 @@ class Examples:
     count: int = 0
     kind: str = ""
     """Of FORMATS."""
+    old_names: bool = False
+    """Whether an example has keys of OLD_NAMES, which our reader does not know."""
     turns: set[bytes] = field(default_factory=set)
     """A hash of each example's turns, the same for those that differ in case, punctuation or white space."""
 
@@ -69,6 +71,7 @@ def look(path: Path, file_id: str, which: Which, method: str) -> Examples:
             raise wrong.all_of_it(NO_FORMAT if kind is None else f"Example {found.count} is in the {kind} format, and those "
                                   f"before it are in the {found.kind} format.")
         found.kind = kind
+        found.old_names |= bool(OLD_NAMES.keys() & record.value.keys())
         if FORMATS[kind][0] != method:
             raise wrong.all_of_it(f"Invalid file format. Input file {file_id} is in the {kind} format, but the specified "
                                   f"fine-tuning job is not using '{FORMATS[kind][0]}' as the training method (provided "
@@ -123,11 +126,11 @@ class _Wrong:
 
 
 def _records(path: Path, wrong: _Wrong) -> Iterator[Record | Problem]:
-    if not path.read_bytes()[:4].removeprefix(b"\xef\xbb\xbf").strip() and path.stat().st_size < 4:
-        return
     try:
         yield from read_records(path)
     except DataError as error:
+        if error.what == "the file is empty":
+            return  # its number of examples says it
         raise wrong.all_of_it(f"Invalid file format. {error.what}" + (f" ({error.why})" if error.why else "")) from error
 
 
