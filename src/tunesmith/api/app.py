@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, checkpoints, fine_tuning, health, models
+from tunesmith.api import chat, checkpoints, files, fine_tuning, guard, health, models, observe, uploads
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, fine_tuning.router, checkpoints.router, models.router, health.router)
+ROUTERS = (chat.router, files.router, uploads.router, fine_tuning.router, checkpoints.router, models.router, health.router,
+           observe.router)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -17,4 +18,6 @@ def create_app(service: Service) -> FastAPI:
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(guard.Guard, service=service)
+    app.add_middleware(observe.Observed, metrics=service.metrics)
     return app

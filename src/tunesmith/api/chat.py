@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
@@ -51,15 +51,19 @@ async def completions(body: CompletionRequest, request: Request, caller: Caller 
 
 async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sampling, prompts: list[Prompt],
                   request: Request):
+    spend = request.state.spend
+    spend(_usage(prompts, 0)["total_tokens"])
     if body.stream:
         pieces = stream_pieces(engine, served, body, prompts)
-        return StreamingResponse(_events(shape, body, prompts, pieces), media_type="text/event-stream",
+        return StreamingResponse(_events(shape, body, prompts, pieces, spend), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-    return shape.whole(await collect(engine, served, body, prompts, request.is_disconnected))
+    answers = await collect(engine, served, body, prompts, request.is_disconnected)
+    spend(sum(a.tokens for a in answers))
+    return shape.whole(answers)
 
 
 async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt],
-                  pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+                  pieces: AsyncIterator[Piece], spend: Callable[[int], None]) -> AsyncIterator[str]:
     """Server-sent events in the order OpenAI sends them."""
     usage = bool(body.stream_options and body.stream_options.include_usage)
     made = 0
@@ -76,6 +80,7 @@ async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt],
     except TunesmithError as error:
         yield _event(error_body(words(error), kind="server_error"))
     finally:
+        spend(made)
         await pieces.aclose()
 
 

@@ -3,6 +3,7 @@ fields that would change the answer and are not supported yet are an error, neve
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -118,6 +119,9 @@ class CompletionRequest(Sampling):
 
 
 FIELDS = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *ChatMessage.model_fields, *StreamOptions.model_fields}
+"""Names that an error may give as its `param`."""
+UNIONS: set[str] = set()
+"""Fields whose value is one of several kinds: in the place of an error the kind follows, which is no field."""
 
 
 def explain(errors: list[dict]) -> tuple[str, str | None, str | None]:
@@ -128,6 +132,10 @@ def explain(errors: list[dict]) -> tuple[str, str | None, str | None]:
     if first["type"] == UNSUPPORTED:
         return first["msg"], first["ctx"].get("code", UNSUPPORTED), first["ctx"]["param"]
     param = _param(first["loc"])
+    if first["type"] == "extra_forbidden" and isinstance(name := first["loc"][-1], str):
+        near = get_close_matches(name, FIELDS, 1)
+        param = f"{param}.{name}" if param and param.split(".")[-1] != name else name
+        return f"Unknown parameter: '{param}'.{f' Did you mean {near[0]!r}?' if near else ''}", "unknown_parameter", param
     if param is None:
         return "the request body must be a JSON object, sent as application/json", None, None
     # A value that fits no member of a union is reported once a member.
@@ -141,12 +149,15 @@ def _unsupported(what: str, param: str) -> PydanticCustomError:
 
 def _param(location: tuple) -> str | None:
     """The fields on the way to an error. What is not a field (a position in the text, the member of a union) ends it."""
-    path = ""
+    path, kind_next = "", False
     for part in location[1:]:
         if isinstance(part, int) and path:
             path += f"[{part}]"
+        elif kind_next:
+            kind_next = False
         elif part in FIELDS:
             path += f".{part}" if path else part
+            kind_next = part in UNIONS
         else:
             break
     return path or None

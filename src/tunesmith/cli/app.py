@@ -11,10 +11,12 @@ import sys
 import typer
 
 from tunesmith.cli import (
+    access,
     channel,
     check,
     compose,
     data,
+    doctor,
     evaluate,
     export,
     import_,
@@ -36,11 +38,12 @@ app = typer.Typer(name="tunesmith", help="Fine-tuning with proof.", no_args_is_h
                   add_completion=False, pretty_exceptions_enable=False)
 for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, vote.vote, compose.compose, release.release,
              run.run, merge.merge, export.export, channel.promote, channel.rollback, ship.sign, ship.push, ship.pull, ship.gc,
-             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_):
+             serve.serve, look.runs, look.show, look.compare, watch.watch, import_.import_, doctor.doctor):
     app.command(name=verb.__name__.rstrip("_"))(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
 app.add_typer(ship.key, name="key")
+app.add_typer(access.app, name="access")
 
 WrongCommandLine = typer.BadParameter.__base__
 """What is raised for unknown verbs, options and missing arguments; typer does not export it."""

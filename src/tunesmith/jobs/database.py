@@ -114,7 +114,7 @@ class Database:
 def insert_new(connection: sa.Connection, table: sa.Table, values: dict) -> bool:
     """Insert a row unless one with its unique values is there. Whether it was inserted."""
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table).values(values)
-    return connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
+    return connection.execute(insert.on_conflict_do_nothing().returning(sa.literal_column("1"))).first() is not None
 
 
 def clock(connection: sa.Connection) -> float:

@@ -97,10 +97,15 @@ def end(connection: sa.Connection, mine: Claim, status: str) -> None:
                                          ended_at=int(clock(connection)) if status in ENDED else None))
 
 
-def give_back(connection: sa.Connection, mine: Claim) -> None:
-    """To the queue, for whoever comes next: this server stops. Raises Lost."""
-    still_mine(connection, mine)
+def give_back(connection: sa.Connection, mine: Claim) -> str:
+    """The worker stops before the job has ended: to the queue, for whoever comes next, unless a pause or the end is wanted.
+    The job's status now. Raises Lost."""
+    wanted = still_mine(connection, mine)
+    if wanted != "run":
+        end(connection, mine, status := {"pause": "paused", "cancel": "cancelled"}[wanted])
+        return status
     connection.execute(_row(mine).values(status="queued", owner=None, lease_until=None))
+    return "queued"
 
 
 def abandon(database: Database, mine: Claim) -> None:

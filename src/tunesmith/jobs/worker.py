@@ -132,18 +132,12 @@ def _carry_out(task: Task, kind) -> int:
             wanted = queue.still_mine(connection, task.claim)
         except Lost:
             return 0  # `work` ended it
-        if wanted == "cancel":
-            queue.end(connection, task.claim, "cancelled")
-            tell(connection, task.id, "cancelled", "The job was cancelled")
-        elif error:
+        if error and wanted != "cancel":
             task.say(f"{type(error).__name__}: {error}")
             queue.end(connection, task.claim, "failed")
             kind.failed(connection, task, error)
-        elif wanted == "pause":
-            queue.end(connection, task.claim, "paused")
-            tell(connection, task.id, f"paused-{task.claim.attempt}", "The job was paused")
-        else:
-            queue.give_back(connection, task.claim)
+        elif (status := queue.give_back(connection, task.claim)) != "queued":
+            tell(connection, task.id, f"{status}-{task.claim.attempt}", f"The job was {status}")
     return 1 if error else 0
 
 

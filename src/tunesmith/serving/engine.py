@@ -143,6 +143,11 @@ class Engine:
         """Requests that are being generated, and requests that wait for their turn."""
         return {"running": len(self._running), "waiting": len(self._waiting)}
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still being answered."""
+        return self._worker.is_alive()
+
     def close(self) -> None:
         """End the worker. Requests that are not finished get an error: half an answer must not look like a whole one."""
         with self._news:
