@@ -7,7 +7,6 @@ pytest tests/jobs/test_files.py
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys

@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import TRAIN_ROWS
 
 import tunesmith
-from tests.conftest import TRAIN_ROWS
 from tunesmith.data.pack import plan_steps
 from tunesmith.errors import RecipeError
 from tunesmith.training.run import Run

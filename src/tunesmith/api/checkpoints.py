@@ -16,7 +16,7 @@ from tunesmith.api.fine_tuning_request import Id, Strict, unfit
 from tunesmith.api.page import listed, page_of
 from tunesmith.api.service import Service, service_of
 from tunesmith.jobs.database import clock, insert_new
-from tunesmith.jobs.ids import new_id
+from tunesmith.jobs.ids import new_id, possible
 from tunesmith.jobs.tables import models, permissions, projects
 
 router = APIRouter()
@@ -61,8 +61,8 @@ def allowed(model: str, after: After = None, limit: Limit = 10,
 def forbid(model: str, id: str, caller: Caller = Depends(may("admin")), service: Service = Depends(service_of)) -> dict:
     with service.database.write() as connection:
         _mine(connection, model, caller.project_id)
-        gone = 0 if "\0" in id or len(id) > 64 else connection.execute(
-            permissions.delete().where(permissions.c.id == id, permissions.c.model == model)).rowcount
+        gone = connection.execute(permissions.delete().where(
+            permissions.c.id == id, permissions.c.model == model)).rowcount if possible(id) else 0
         if not gone:
             raise not_found("checkpoint permission", id[:255])
     return {"id": id, "object": "checkpoint.permission", "deleted": True}

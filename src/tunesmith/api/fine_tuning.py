@@ -22,9 +22,9 @@ from tunesmith.api.page import listed, page_of
 from tunesmith.api.service import Service, service_of
 from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.jobs import events as told
-from tunesmith.jobs import files, names, queue, recipes
+from tunesmith.jobs import files, names, places, queue, recipes
 from tunesmith.jobs.database import clock
-from tunesmith.jobs.ids import new_id
+from tunesmith.jobs.ids import new_id, possible
 from tunesmith.jobs.settings import Settings
 from tunesmith.jobs.tables import checkpoints, events, fine_tuning_jobs, models, work
 
@@ -50,19 +50,17 @@ def create(body: CreateJob, caller: Caller = Depends(may("train")), service: Ser
                "suffix": body.suffix, "seed": secrets.randbelow(2**31) if body.seed is None else body.seed,
                "metadata": body.metadata or sa.null(), "extensions": extensions, "result_files": [],
                "integrations": [i.model_dump(mode="json", exclude_none=True) for i in body.integrations or []]}
-        numbered, _ = recipes.finished(recipes.recipe_of(settings, job), job, 100, held_out=True, context=None)
-        recipes.refuse(numbered)
+        recipes.refuse(recipes.recipe_of(settings, job))
     except RecipeError as error:
         raise BadParameter(error.what, "tunesmith", "invalid_extension") from error
     job["hyperparameters"] = job["method"]["supervised"]["hyperparameters"] if "supervised" in job["method"] else sa.null()
+    _keep_files(service, job)
     with database.write() as connection:
-        for param in ("training_file", "validation_file"):
-            _file(connection, caller.project_id, job[param], param)
         active = connection.execute(sa.select(sa.func.count()).select_from(work).where(
             work.c.project_id == caller.project_id, work.c.kind == KIND, work.c.status.not_in(queue.ENDED))).scalar_one()
         if active >= settings.limits.active_jobs:
             raise BadParameter(f"This project has {active} fine-tuning jobs that have not ended, which is the most it may have",
-                               None, "rate_limit_exceeded", 429)
+                               None, "rate_limit_exceeded", 429, headers={"x-should-retry": "false"})
         queue.put(connection, job["id"], KIND, caller.project_id)
         connection.execute(fine_tuning_jobs.insert().values(created_at=int(clock(connection)), **job))
         told.tell(connection, job["id"], "created", f"Created fine-tuning job: {job['id']}")
@@ -134,8 +132,8 @@ def job_checkpoints(id: str, after: After = None, limit: Limit = 10, caller: Cal
 
 def find(connection: sa.Connection, project_id: str, id: str) -> sa.RowMapping:
     """A job with its status. Raises BadParameter (404): there is none, or it is another project's."""
-    row = None if "\0" in id or len(id) > 64 else connection.execute(sa.select(*ROW).select_from(JOBS).where(
-        fine_tuning_jobs.c.id == id, fine_tuning_jobs.c.project_id == project_id)).mappings().first()
+    row = connection.execute(sa.select(*ROW).select_from(JOBS).where(
+        fine_tuning_jobs.c.id == id, fine_tuning_jobs.c.project_id == project_id)).mappings().first() if possible(id) else None
     if row is None:
         raise not_found("fine-tuning job", id[:255])
     return row
@@ -181,17 +179,24 @@ def _trainable(connection: sa.Connection, settings: Settings, model: str, projec
     return row["base"], model
 
 
-def _file(connection: sa.Connection, project_id: str, id: str | None, param: str) -> None:
-    """Raises BadParameter: a file that this project does not have, or that is not for this."""
-    if id is None:
-        return
-    try:
-        row = files.find(connection, project_id, id)
-    except NotFoundError:
-        raise BadParameter(f"invalid {param}: {id}", param, "file_not_found") from None
-    if row["purpose"] != "fine-tune":
-        raise BadParameter(f"invalid {param}: {id} has the purpose {row['purpose']!r}, and 'fine-tune' is needed", param,
-                           "invalid_purpose")
+def _keep_files(service: Service, job: dict[str, Any]) -> None:
+    """Give the job its files, which may be deleted from now on.
+
+    Raises:
+        BadParameter: a file that this project does not have, or that is not for this.
+    """
+    for param, name in (("training_file", "train.jsonl"), ("validation_file", "validation.jsonl")):
+        if (id := job[param]) is None:
+            continue
+        try:
+            with service.database.read() as connection:
+                row = files.find(connection, job["project_id"], id)
+            if row["purpose"] != "fine-tune":
+                raise BadParameter(f"invalid {param}: {id} has the purpose {row['purpose']!r}, and 'fine-tune' is needed",
+                                   param, "invalid_purpose")
+            files.keep(row, places.job_dir(job["id"]) / name)
+        except NotFoundError:
+            raise BadParameter(f"invalid {param}: {id}", param, "file_not_found") from None
 
 
 def _metadata(connection: sa.Connection, request: Request) -> Sequence[Any]:

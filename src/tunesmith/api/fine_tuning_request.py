@@ -5,7 +5,6 @@ A field that is not known is refused with the nearest one that is: a hyperparame
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Annotated, Any, Literal
 
@@ -22,16 +21,6 @@ KINDS = ("supervised", "dpo")
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields_only(cls, value):
-        for name in value if isinstance(value, dict) else ():
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-                raise refused("unknown_parameter", f"Unrecognized request argument supplied: {str(name)[:64]}"
-                              + (f" (did you mean {near[0]}?)" if near else ""), str(name)[:64])
-        return value
 
 
 class Hyperparameters(Strict):
@@ -61,7 +50,7 @@ class Method(Strict):
     @model_validator(mode="after")
     def _what_there_is(self):
         if self.type not in KINDS:
-            raise refused(UNSUPPORTED_METHOD, f"The method {self.type!r} is not supported by this server, which has "
+            raise refused("unsupported", f"The method {self.type!r} is not supported by this server, which has "
                           f"{' and '.join(KINDS)}", "method.type")
         if other := [k for k in (*KINDS, "reinforcement") if k != self.type and getattr(self, k) is not None]:
             raise refused("invalid_value", f"method.{other[0]} is given, and method.type is {self.type!r}",
@@ -149,6 +138,5 @@ def _half(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-UNSUPPORTED_METHOD = "unsupported"
 FIELDS.update(*(m.model_fields for m in (CreateJob, Method, Supervised, PreferenceHyperparameters, Integration, Wandb)),
               ("limit", "after", "order", "project_id", "project_ids"))

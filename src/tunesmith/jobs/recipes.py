@@ -159,8 +159,8 @@ def recipe_of(settings: Settings, job: Mapping[str, Any]) -> dict[str, Any]:
         raise _mistakes([Problem(code="bad_value", fix=f"give one of {', '.join(wanted)}, or leave it out",
                                  message=f"objective.type: {objective['type']!r}, and method.type is {kind!r}")])
     if objective.get("type", "sft") not in wanted:
-        objective = {k: v for k, v in job["extensions"].get("objective", {}).items() if k != "type"} | {"type": wanted[0]}
-    recipe["objective"] = objective
+        objective = job["extensions"].get("objective", {}) | {"type": wanted[0]}
+    recipe["objective"] = {"type": wanted[0]} | objective
     _measure_the_target(recipe)
     recipe["track"] = _track(recipe["track"], job["integrations"])
     return recipe
@@ -172,7 +172,8 @@ def _measure_the_target(recipe: dict[str, Any]) -> None:
     target = gates.setdefault("target", {})
     if not isinstance(target, dict):
         return  # a mistake that is told as others are
-    metrics = section.setdefault("metrics", list(dict.fromkeys(["loss", target.get("metric", "loss")])))
+    named = [target["metric"]] if target.get("metric", "loss") != "loss" else []
+    metrics = section.setdefault("metrics", ["loss", *named])
     if "metric" not in target and isinstance(metrics, list) and metrics:
         target["metric"] = "loss" if "loss" in metrics else metrics[0]
 

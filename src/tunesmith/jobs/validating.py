@@ -1,6 +1,6 @@
 """The first part of a fine-tuning job: its files are checked, and from then on it is a recipe like any other.
 
-    jobs/JOB_ID/  train.jsonl  validation.jsonl   the uploaded bytes (linked: deleting a file does not take them from a job)
+    jobs/JOB_ID/  train.jsonl  validation.jsonl   the uploaded bytes, there since the request (`files.keep`)
                   parents/NAME/                   the adapter that it goes on from
                   recipe.yaml                     `tunesmith train` of it gives the same adapter, bit for bit
 """
@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 import yaml
 
-from tunesmith.errors import NotFoundError
-from tunesmith.jobs import events, examples, files, places, queue, recipes
+from tunesmith.jobs import events, examples, places, queue, recipes
 from tunesmith.jobs.database import clock
 from tunesmith.jobs.examples import Examples, Invalid, Which
 from tunesmith.jobs.tables import fine_tuning_jobs, models
@@ -56,22 +54,10 @@ def validate(task: Task, job: sa.RowMapping) -> None:
 
 
 def _looked_at(task: Task, job: sa.RowMapping, which: Which, place: Path, method: str) -> Examples:
-    """What is in a file, which is at `place` now, with the names that our reader knows. Raises Invalid."""
+    """What is in a file that is at `place` since the request; from now on with names that our reader knows. Raises Invalid."""
     file_id = job[f"{which}_file"]
-    try:
-        with task.database.read() as connection:
-            source = files.content(files.find(connection, task.project_id, file_id))
-    except NotFoundError as error:
-        if not place.is_file():
-            raise Invalid(f"invalid_{which}_file", error.what, f"{which}_file") from error
-        source = None
-    if source is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            os.link(source, place)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, place)
+    if not place.is_file():
+        raise Invalid(f"invalid_{which}_file", f"No such File object: {file_id}", f"{which}_file")
     found = examples.look(place, file_id, which, method)
     if found.old_names:
         _write(place, [value for value, _ in examples.rows_of(place, found.kind)])
