@@ -23,7 +23,7 @@ MODEL = "gpt-4o-mini-2024-07-18"
 def settings_file(folder: Path, base: Path, **changes) -> Path:
     """`tunesmith serve --config` of this: every OpenAI name is `base`, nothing is tracked, small steps, float32."""
     recipe = {"method": {"type": "lora", "rank": 4, "alpha": 8}, "data": {"max_tokens": 128},
-              "train": {"dtype": "float32", "learning_rate": 0.01, "checkpoint": {"every_steps": 2, "keep": 2, "keep_epochs": 3}},
+              "train": {"dtype": "float32", "learning_rate": 0.01, "checkpoint": {"every_steps": 2}},
               "eval": {"samples": 8, "max_new_tokens": 8}, "track": {"mlflow": None}}
     settings = {"organization": "acme", "aliases": {"gpt-4o-mini*": str(base), "gpt-3.5-turbo*": str(base)},
                 "recipe": recipe} | changes
