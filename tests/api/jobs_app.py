@@ -10,8 +10,8 @@ import pytest
 import yaml
 from fastapi import FastAPI
 from openai import OpenAI
-
 from tests.api.jobs_live import settings_file
+
 from tunesmith.jobs import places, queue, worker
 from tunesmith.jobs.database import Database, opened
 from tunesmith.jobs.settings import Settings

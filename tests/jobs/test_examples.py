@@ -8,8 +8,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.api.jobs_live import jsonl, rows
+
 from tunesmith.jobs.examples import Invalid, look, rows_of
 
 PAIR = {"input": {"messages": [{"role": "user", "content": "hi"}]},
@@ -38,7 +38,8 @@ def looked(tmp_path):
 
 
 @pytest.mark.parametrize("content, method", [
-    (rows(10), "supervised"), (pairs(10), "dpo"), (b"\xef\xbb\xbf" + jsonl(rows(10)).replace(b"\n", b"\r\n") + b"\r\n", "supervised"),
+    (rows(10), "supervised"), (pairs(10), "dpo"),
+    (b"\xef\xbb\xbf" + jsonl(rows(10)).replace(b"\n", b"\r\n") + b"\r\n", "supervised"),
     ([{"prompt": f"say {n}", "completion": "yes"} for n in range(10)], "supervised"),
     ([message(weight=1), message(weight=None), *rows(8)], "supervised"),
     ([message(content=None, tool_calls=[{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]),
@@ -62,8 +63,8 @@ def test_the_old_names_of_preferences_are_read(looked, tmp_path):
      "The job failed due to an invalid training file. Invalid file format. Example 100, message 2 Discriminator 'role' is "
      "missing in value"),
     (rows(10), "dpo", "invalid_training_file",
-     "The job failed due to an invalid training file. Invalid file format. Input file file-abc is in the fine-tune-chat format, "
-     "but the specified fine-tuning job is not using 'supervised' as the training method (provided method=dpo)."),
+     "The job failed due to an invalid training file. Invalid file format. Input file file-abc is in the fine-tune-chat "
+     "format, but the specified fine-tuning job is not using 'supervised' as the training method (provided method=dpo)."),
     (pairs(10), "supervised", "invalid_training_file", "is in the fine-tune-preference format, but the specified fine-tuning "
      "job is not using 'dpo' as the training method (provided method=supervised)."),
     ([{"text": "x"}] * 10, "supervised", "invalid_training_file",

@@ -124,7 +124,13 @@ def _look_at_the_data(task: Task, recipe: Path) -> None:
     from tunesmith.store.files import read_json
     from tunesmith.verbs import prepare
 
-    made = prepare(recipe, say=task.say)
+    try:
+        made = prepare(recipe, say=task.say)
+    except DataError as error:
+        if "cannot hold out" not in error.what:
+            raise
+        raise Invalid("invalid_training_file", "There is no validation file, and no examples of the training file can be held "
+                      "out: they are all the same or nearly so. Give a validation_file.", "training_file") from error
     for finding in made["findings"]:
         if finding["severity"] != "info":
             seen = f" ({', '.join(finding['examples'])})" if finding["examples"] else ""

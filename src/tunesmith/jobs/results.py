@@ -14,6 +14,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy", "full_valid_loss",
@@ -63,7 +64,7 @@ def steps_of(records: Sequence[Mapping], total: int | None, over: bool) -> Itera
     """
     trained = [r for r in records if "loss" in r]
     held_out = {r["step"]: (r["eval_loss"], r["eval_accuracy"]) for r in records if "eval_loss" in r}
-    for record, after in zip(trained, [*trained[1:], None], strict=True):
+    for record, after in zip_longest(trained, trained[1:]):
         if after is None and not over:
             return
         last = after["epoch"] != record["epoch"] if after else record["step"] == total
