@@ -12,6 +12,11 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# oneDNN compiles a product for each shape and keeps the last 1,024, most of a megabyte each. Batches of ever new lengths would
+# grow by 5 MB a step; a step meets its own shapes once a layer, and a few dozen are enough for that.
+if "LRU_CACHE_CAPACITY" not in os.environ:
+    os.environ["LRU_CACHE_CAPACITY"] = "64"
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 from tunesmith.verbs import (
     audit,

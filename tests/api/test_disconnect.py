@@ -24,7 +24,7 @@ from tunesmith.jobs.settings import Settings
 from tunesmith.models.base import resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.serving.engine import Engine
-from tunesmith.serving.generate import Request
+from tunesmith.serving.sampling import Request
 
 QUESTION = [{"role": "user", "content": "5003 Oak Street"}]
 LONGEST_WAIT = 60

@@ -3,6 +3,8 @@
 pytest tests/api/test_errors.py
 """
 
+import json
+
 import httpx2
 import openai
 import pytest
@@ -51,6 +53,21 @@ def test_an_unknown_model_is_not_found(client, base, stream):
     ("stop", {"stop": 5}),
     ("seed", {"seed": 2**63}),
     ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
+    ("stream_options", {"stream_options": {"include_usage": True}}),
+    ("frequency_penalty", {"frequency_penalty": 2.5}),
+    ("presence_penalty", {"presence_penalty": -2.1}),
+    ("logit_bias", {"logit_bias": {"5": 101}}),
+    ("logit_bias", {"logit_bias": {"five": 1}}),
+    ("logit_bias", {"logit_bias": {"100000": 1}}),
+    ("tool_choice", {"tool_choice": "required"}),
+    ("tool_choice", {"tool_choice": "perhaps"}),
+    ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "with space"}}]}),
+    ("response_format.type", {"response_format": {"type": "xml"}}),
+    ("response_format.json_schema", {"response_format": {"type": "json_schema"}}),
+    ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"not": {}}}}}),
+    ("min_tokens", {"extra_body": {"min_tokens": 6}, "max_tokens": 5}),
+    ("ignore_eos", {"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}),
+    ("messages[1].tool_calls[0]", {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [{"id": "c"}]}]}),
     ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": "perhaps"}}),
 ])
 def test_a_wrong_parameter_is_a_bad_request_that_names_it(client, base, param, options):
@@ -89,33 +106,45 @@ def test_a_missing_parameter_is_named(server, base, path, missing):
 
 @pytest.mark.parametrize("param, options", [
     ("tools", {"tools": [TOOL]}),
-    ("tool_choice", {"tool_choice": "required"}),
+    ("tools", {"tools": [TOOL], "tool_choice": "none"}),
     ("functions", {"functions": [{"name": "f"}]}),
     ("top_logprobs", {"top_logprobs": 2}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
-    ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}}),
-    ("logit_bias", {"logit_bias": {"5": 10}}),
-    ("frequency_penalty", {"frequency_penalty": 0.5}),
-    ("presence_penalty", {"presence_penalty": -0.5}),
     ("audio", {"audio": {"voice": "alloy", "format": "mp3"}}),
-    ("top_k", {"extra_body": {"top_k": 20}}),
-    ("repetition_penalty", {"extra_body": {"repetition_penalty": 1.2}}),
+    ("modalities", {"modalities": ["text", "audio"]}),
+    ("web_search_options", {"web_search_options": {}}),
     ("messages", {"messages": IMAGE}),
     ("messages", {"messages": CALLS}),
 ])
 def test_what_would_change_the_answer_and_is_not_supported_is_refused(client, base, param, options):
     error = raised(client.chat.completions.create, openai.BadRequestError, **{"model": base, "messages": QUESTION} | options)
     assert (error.code, error.param) == ("unsupported_parameter", param)
-    assert "is not supported by this server" in error.message
+    assert "not supported by this" in error.message
 
 
-@pytest.mark.parametrize("param, options", [
-    ("best_of", {"best_of": 3}),
-    ("suffix", {"suffix": " end"}),
+def test_a_suffix_is_refused_unless_it_is_empty(client, base):
+    error = raised(client.completions.create, openai.BadRequestError, model=base, prompt="x", suffix=" end")
+    assert (error.code, error.param) == ("unsupported_parameter", "suffix")
+    assert client.completions.create(model=base, prompt="x", suffix="", max_tokens=1).choices
+
+
+@pytest.mark.parametrize("param, body", [
+    ("temprature", {"temprature": 0}),
+    ("guided_json", {"guided_json": {}}),
+    ("messages[0].mood", {"messages": [{"role": "user", "content": "x", "mood": "good"}]}),
 ])
-def test_unsupported_parameters_of_completions(client, base, param, options):
-    error = raised(client.completions.create, openai.BadRequestError, model=base, prompt="x", **options)
-    assert (error.code, error.param) == ("unsupported_parameter", param)
+def test_an_unknown_parameter_is_refused_in_openais_words(client, base, param, body):
+    error = raised(client.chat.completions.create, openai.BadRequestError, model=base,
+                   messages=body.pop("messages", QUESTION), extra_body=body)
+    assert (error.code, error.param) == ("unknown_parameter", param)
+    assert error.body["message"] == f"Unknown parameter: '{param}'."
+
+
+@pytest.mark.parametrize("text", ["\ud800", {"a": ["\udfff"]}])
+def test_half_a_character_is_no_text(server, base, text):
+    answer = httpx2.post(f"{server.url}/completions", content=json.dumps({"model": base, "prompt": "x", "user": text}).encode(),
+                         headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "surrogate" in answer.json()["error"]["message"]
 
 
 def test_a_prompt_longer_than_the_context_says_so(client, base, tokenizer):

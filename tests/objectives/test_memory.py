@@ -20,6 +20,9 @@ from tunesmith.methods import lora
 from tunesmith.objectives.sft import forward_backward, sample
 from tunesmith.recipe.methods import Lora
 
+libc = ctypes.CDLL(None)
+libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed leaves the address space, which is what the limit below counts
+libc.mallopt(-8, 1)  # M_ARENA_MAX: no thread reserves 64 MB of it for itself
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = LlamaConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=300)
@@ -41,7 +44,7 @@ def step(packs):
     return measured, halved, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 def leave(megabytes):
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), -1))
 

@@ -16,7 +16,7 @@ from tunesmith.errors import AdapterError, NotFoundError, TemplateError, Tunesmi
 from tunesmith.models.base import resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.serving.engine import MAX_BATCH, Engine
-from tunesmith.serving.generate import Request
+from tunesmith.serving.sampling import Request
 from tunesmith.template.fingerprint import fingerprint
 
 LONGEST_WAIT = 60

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tunesmith.serving import generate as module
-from tunesmith.serving.generate import Request, _Sampler, answers, generate
+from tunesmith.serving.generate import answers, generate
+from tunesmith.serving.sampling import Request, Sampler
 
 NEVER = 2  # <|im_end|>: these random models do not say it greedily
 LENGTHS = (1, 5, 9, 20, 13, 2)
@@ -125,7 +126,7 @@ LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
 @settings(max_examples=60, deadline=None)
 @given(LOGITS, st.floats(0.05, 0.99), st.floats(0.1, 2.0), st.integers(0, 2**31))
 def test_top_p_draws_only_from_the_smallest_set_that_has_the_mass(logits, top_p, temperature, seed):
-    sampler = _Sampler(Request(prompt=[0], max_new_tokens=1, temperature=temperature, top_p=top_p, seed=seed), "cpu")
+    sampler = Sampler(Request(prompt=[0], max_new_tokens=1, temperature=temperature, top_p=top_p, seed=seed), "cpu")
     weights = [math.exp((x - max(logits)) / temperature) for x in logits]
     p = [w / sum(weights) for w in weights]
     drawn = {sampler(torch.tensor(logits)) for _ in range(30)}
@@ -136,7 +137,7 @@ def test_top_p_draws_only_from_the_smallest_set_that_has_the_mass(logits, top_p,
 
 def test_without_top_p_tokens_are_drawn_with_the_probabilities_of_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    sampler = _Sampler(Request(prompt=[0], max_new_tokens=1, temperature=1.5, seed=3), "cpu")
+    sampler = Sampler(Request(prompt=[0], max_new_tokens=1, temperature=1.5, seed=3), "cpu")
     counts = Counter(sampler(logits) for _ in range(4000))
     expected = 4000 * (logits.double() / 1.5).softmax(-1)
     assert chisquare([counts[i] for i in range(4)], expected.numpy()).pvalue > 0.01
@@ -144,7 +145,7 @@ def test_without_top_p_tokens_are_drawn_with_the_probabilities_of_the_softmax():
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-20, 1e-45, 1e-300])
 def test_the_coldest_temperatures_are_greedy_and_do_not_overflow(temperature):
-    sampler = _Sampler(Request(prompt=[0], max_new_tokens=1, temperature=temperature, top_p=0.5, seed=0), "cpu")
+    sampler = Sampler(Request(prompt=[0], max_new_tokens=1, temperature=temperature, top_p=0.5, seed=0), "cpu")
     assert sampler(torch.tensor([-300.0, 250.0, 250.5, 1.0])) == 2
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tunesmith.serving import logprobs
-from tunesmith.serving.generate import Request, generate
+from tunesmith.serving.generate import generate
 from tunesmith.serving.logprobs import Scored
+from tunesmith.serving.sampling import Request
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from tunesmith.api.errors import BadParameter
 from tunesmith.api.logprobs import words
-from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling
-from tunesmith.errors import TunesmithError
-from tunesmith.serving.engine import Engine, Served
-from tunesmith.serving.generate import Request, Token
+from tunesmith.api.schemas import UNSUPPORTED, ChatRequest, CompletionRequest, Sampling
+from tunesmith.api.tools import Calling, calling, grammar_of
+from tunesmith.errors import NotFoundError, TunesmithError
+from tunesmith.serving.engine import Engine, Job, Served
+from tunesmith.serving.generate import Token
+from tunesmith.serving.grammar import Grammar
 from tunesmith.serving.logprobs import Scored
+from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import TextStream
 from tunesmith.template.render import generation_prompt
 
@@ -52,12 +56,49 @@ class Answer:
     scores: list[Scored] = field(default_factory=list)
 
 
-def prompts_of_chat(engine: Engine, served: Served, body: ChatRequest, limit: int | None) -> list[Prompt]:
-    ids = generation_prompt(served.tokenizer, [m.as_message() for m in body.messages])
-    return _copies(served, [(ids, "")], body, limit, "messages")
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """All that a request's answers are made from."""
+
+    engine: Engine
+    served: Served
+    body: Sampling
+    prompts: list[Prompt]
+    calling: Calling = Calling()
+    grammar: Grammar | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The same as long as base, adapter and number format are."""
+        made = f"{self.engine.base.digest} {self.served.root} {self.engine.dtype}"
+        return f"fp_{sha256(made.encode()).hexdigest()[:10]}"
+
+    def request(self, prompt: Prompt) -> Request:
+        b = self.body
+        return Request(
+            prompt=prompt.ids, max_new_tokens=prompt.max_new_tokens,
+            temperature=1.0 if b.temperature is None else b.temperature,
+            top_p=b.top_p or 1.0, top_k=max(b.top_k or 0, 0), min_p=b.min_p or 0.0, seed=prompt.seed,
+            frequency_penalty=b.frequency_penalty or 0.0, presence_penalty=b.presence_penalty or 0.0,
+            repetition_penalty=b.repetition_penalty or 1.0,
+            logit_bias={int(k): v for k, v in (b.logit_bias or {}).items()}, min_tokens=b.min_tokens or 0,
+            ignore_stop=bool(b.ignore_eos), grammar=self.grammar, logprobs=b.scored, echo=b.echoed)
 
 
-def prompts_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> list[Prompt]:
+def asked_of_chat(engine: Engine, served: Served, body: ChatRequest) -> Asked:
+    """Raises BadParameter, and TemplateError for a conversation that the template refuses."""
+    called = calling(body, served)
+    messages = [m.as_message() for m in body.messages]
+    ids = generation_prompt(served.tokenizer, messages, called.shown)
+    without = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    if without != messages and generation_prompt(served.tokenizer, without, called.shown) == ids:
+        raise BadParameter("`tool_calls` in messages are not supported by this model: its chat template leaves them out",
+                           "messages", UNSUPPORTED)
+    prompts = _copies(served, [(ids, "")], body, body.max_completion_tokens or body.max_tokens, "messages")
+    return Asked(engine, served, body, prompts, called, grammar_of(body, served, called))
+
+
+def asked_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> Asked:
     given = body.prompt
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     ids = [served.tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in several]
@@ -67,13 +108,15 @@ def prompts_of_completion(engine: Engine, served: Served, body: CompletionReques
     if body.max_tokens == 0 and not body.echo:
         raise BadParameter("max_tokens must be at least 1, unless echo is set", "max_tokens")
     echoes = [(p if isinstance(p, str) else words(served.tokenizer, p)) if body.echo else "" for p in several]
-    return _copies(served, list(zip(ids, echoes, strict=True)), body, body.max_tokens, "prompt")
+    return Asked(engine, served, body, _copies(served, list(zip(ids, echoes, strict=True)), body, body.max_tokens, "prompt"))
 
 
 def _copies(served: Served, prompts: list[tuple[list[int], str]], body: Sampling, limit: int | None,
             param: str) -> list[Prompt]:
-    """`n` prompts each. Raises BadParameter for one that does not fit with what was asked for."""
+    """`copies` prompts each. Raises BadParameter for one that does not fit with what was asked for."""
     out = []
+    if wrong := next((k for k in body.logit_bias or {} if int(k) >= len(served.tokenizer)), None):
+        raise BadParameter(f"Invalid key in 'logit_bias': {wrong}. Maximum value is {len(served.tokenizer) - 1}.", "logit_bias")
     for ids, echo in prompts:
         if not ids:
             raise BadParameter(f"{param} is empty", param)
@@ -83,11 +126,13 @@ def _copies(served: Served, prompts: list[tuple[list[int], str]], body: Sampling
                                f"requested {len(ids) + wanted} tokens ({len(ids)} in the prompt).", param,
                                "context_length_exceeded")
         count = min(room, DEFAULT_MAX_TOKENS) if limit is None else limit
-        out += [Prompt(ids, count, None if body.seed is None else body.seed + i, i == 0, echo) for i in range(body.n or 1)]
+        if (body.min_tokens or 0) > count:
+            raise BadParameter(f"min_tokens is {body.min_tokens}, and the answer has {count} tokens at most", "min_tokens")
+        out += [Prompt(ids, count, None if body.seed is None else body.seed + i, i == 0, echo) for i in range(body.copies)]
     return out
 
 
-async def stream_pieces(engine: Engine, served: Served, body: Sampling, prompts: list[Prompt]) -> AsyncIterator[Piece]:
+async def stream_pieces(asked: Asked) -> AsyncIterator[Piece]:
     """Text of all choices as it comes. Closing the iterator cancels what still runs.
 
     Raises:
@@ -95,20 +140,22 @@ async def stream_pieces(engine: Engine, served: Served, body: Sampling, prompts:
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[int, Token | BaseException]] = asyncio.Queue()
+    served, prompts = asked.served, asked.prompts
 
     def put(index: int) -> Callable[[Token | BaseException], None]:
         return lambda item: loop.call_soon_threadsafe(queue.put_nowait, (index, item))
 
-    temperature = 1.0 if body.temperature is None else body.temperature
-    jobs = [engine.submit(served, Request(prompt=p.ids, max_new_tokens=p.max_new_tokens, temperature=temperature,
-                                          top_p=body.top_p or 1.0, seed=p.seed, logprobs=body.scored,
-                                          echo=body.echoed), put(i), put(i))
-            for i, p in enumerate(prompts)]
-    texts = [TextStream(served.tokenizer, body.stops) for _ in prompts]
+    jobs: list[Job] = []
+    keep = asked.calling.form.marks(served.tokenizer) if asked.calling.form and asked.calling.tools else frozenset()
+    texts = [TextStream(served.tokenizer, asked.body.stops, keep) for _ in prompts]
     running, silent = set(range(len(prompts))), set(range(len(prompts)))
     try:
+        for i, prompt in enumerate(prompts):
+            jobs.append(asked.engine.submit(served, asked.request(prompt), put(i), put(i)))
         while running:
             index, item = await queue.get()
+            if isinstance(item, NotFoundError):
+                raise item
             if isinstance(item, BaseException):
                 raise TunesmithError("generation failed", why=f"{type(item).__name__}: {item}") from item
             if index not in running:
@@ -131,11 +178,10 @@ def _advance(index: int, token: Token, text: TextStream, before: str) -> Piece:
     return Piece(index, shown, "stop" if text.stopped else token.finish, int(token.id is not None), token.scores)
 
 
-async def collect(engine: Engine, served: Served, body: Sampling, prompts: list[Prompt],
-                  gone: Callable[[], Awaitable[bool]]) -> list[Answer]:
+async def collect(asked: Asked, gone: Callable[[], Awaitable[bool]]) -> list[Answer]:
     """Whole answers. Stops generating when the client has gone."""
-    answers = [Answer(p) for p in prompts]
-    pieces = stream_pieces(engine, served, body, prompts)
+    answers = [Answer(p) for p in asked.prompts]
+    pieces = stream_pieces(asked)
 
     async def gather() -> None:
         async for piece in pieces:
@@ -157,3 +203,16 @@ async def collect(engine: Engine, served: Served, body: Sampling, prompts: list[
         await asyncio.gather(task, return_exceptions=True)
         await pieces.aclose()
     return answers
+
+
+def best(answers: list[Answer], body: CompletionRequest) -> list[Answer]:
+    """The `n` of each prompt's `best_of` whose tokens were likeliest on average, likeliest first."""
+    keep, made = body.n or 1, body.copies
+    if keep == made:
+        return answers
+
+    def likely(answer: Answer) -> float:
+        own = answer.scores[len(answer.prompt.ids) if body.echoed else 0 :]
+        return sum(s.logprob or 0.0 for s in own) / max(len(own), 1)
+
+    return [a for i in range(0, len(answers), made) for a in sorted(answers[i : i + made], key=likely, reverse=True)[:keep]]

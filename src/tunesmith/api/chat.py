@@ -7,26 +7,30 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from tunesmith.api.answers import (
     Answer,
+    Asked,
     Piece,
     Prompt,
+    asked_of_chat,
+    asked_of_completion,
+    best,
     collect,
-    prompts_of_chat,
-    prompts_of_completion,
     stream_pieces,
 )
 from tunesmith.api.caller import Caller, may
 from tunesmith.api.errors import error_body, words
 from tunesmith.api.logprobs import of_chat, of_text
-from tunesmith.api.schemas import ChatRequest, CompletionRequest, Sampling
+from tunesmith.api.schemas import ChatRequest, CompletionRequest
 from tunesmith.api.service import Service, service_of
 from tunesmith.errors import TunesmithError
-from tunesmith.serving.engine import Engine, Served
+from tunesmith.serving.calls import Said
 from tunesmith.serving.logprobs import Scored
 
 router = APIRouter()
@@ -36,37 +40,40 @@ router = APIRouter()
 async def chat(body: ChatRequest, request: Request, caller: Caller = Depends(may("infer")),
                service: Service = Depends(service_of)):
     engine, served = await service.engines.ready(body.model, caller.project_id)
-    limit = body.max_completion_tokens or body.max_tokens
-    prompts = prompts_of_chat(engine, served, body, limit)
-    return await _answer(_Chat(body, served), engine, served, body, prompts, request)
+    asked = await run_in_threadpool(asked_of_chat, engine, served, body)
+    return await _answer(_Chat(asked), asked, request)
 
 
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request, caller: Caller = Depends(may("infer")),
                       service: Service = Depends(service_of)):
     engine, served = await service.engines.ready(body.model, caller.project_id)
-    prompts = prompts_of_completion(engine, served, body)
-    return await _answer(_Text(body, served), engine, served, body, prompts, request)
+    asked = await run_in_threadpool(asked_of_completion, engine, served, body)
+    return await _answer(_Text(asked), asked, request)
 
 
-async def _answer(shape: _Chat | _Text, engine: Engine, served: Served, body: Sampling, prompts: list[Prompt],
-                  request: Request):
-    spend = request.state.spend
-    spend(_usage(prompts, 0)["total_tokens"])
-    if body.stream:
-        pieces = stream_pieces(engine, served, body, prompts)
-        return StreamingResponse(_events(shape, body, prompts, pieces, spend), media_type="text/event-stream",
+async def _answer(shape: _Chat | _Text, asked: Asked, request: Request):
+    spend = partial(_spend, request)
+    spend("prompt", _usage(asked.prompts, 0)["total_tokens"])
+    if asked.body.stream:
+        return StreamingResponse(_events(shape, asked, spend), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-    answers = await collect(engine, served, body, prompts, request.is_disconnected)
-    spend(sum(a.tokens for a in answers))
+    answers = await collect(asked, request.is_disconnected)
+    spend("completion", sum(a.tokens for a in answers))
     return shape.whole(answers)
 
 
-async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt],
-                  pieces: AsyncIterator[Piece], spend: Callable[[int], None]) -> AsyncIterator[str]:
+def _spend(request: Request, kind: str, tokens: int) -> None:
+    """Of the key's tokens a minute, and of what `/metrics` counts."""
+    request.state.spend(tokens)
+    service_of(request).metrics.tokens.labels(kind).inc(tokens)
+
+
+async def _events(shape: _Chat | _Text, asked: Asked, spend: Callable[[str, int], None]) -> AsyncIterator[str]:
     """Server-sent events in the order OpenAI sends them."""
-    usage = bool(body.stream_options and body.stream_options.include_usage)
-    made = 0
+    options, prompts = asked.body.stream_options, asked.prompts
+    usage = bool(options and options.include_usage)
+    pieces, made = stream_pieces(asked), 0
     try:
         for event in shape.opening(len(prompts)):
             yield _event(event | ({"usage": None} if usage else {}))
@@ -80,7 +87,7 @@ async def _events(shape: _Chat | _Text, body: Sampling, prompts: list[Prompt],
     except TunesmithError as error:
         yield _event(error_body(words(error), kind="server_error"))
     finally:
-        spend(made)
+        spend("completion", made)
         await pieces.aclose()
 
 
@@ -90,7 +97,10 @@ def _event(value: dict) -> str:
 
 def _usage(prompts: list[Prompt], completion: int) -> dict:
     asked = sum(len(p.ids) for p in prompts if p.first_copy)
-    return {"prompt_tokens": asked, "completion_tokens": completion, "total_tokens": asked + completion}
+    return {"prompt_tokens": asked, "completion_tokens": completion, "total_tokens": asked + completion,
+            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0, "accepted_prediction_tokens": 0,
+                                          "rejected_prediction_tokens": 0}}
 
 
 class _Shape:
@@ -98,29 +108,40 @@ class _Shape:
 
     prefix, object, chunk_object = "", "", ""
 
-    def __init__(self, body: Sampling, served: Served):
+    def __init__(self, asked: Asked):
         self.id = f"{self.prefix}-{uuid.uuid4().hex[:24]}"
         self.created = int(time.time())
-        self.model = body.model
-        self.served = served
-        self.scored = body.scored is not None
+        self.body, self.served = asked.body, asked.served
+        self.fingerprint = asked.fingerprint
+        self.scored = asked.body.scored is not None
 
     def envelope(self, choices: list[dict], chunk: bool = True) -> dict:
         return {"id": self.id, "object": self.chunk_object if chunk else self.object, "created": self.created,
-                "model": self.model, "choices": choices}
+                "model": self.body.model, "choices": choices, "system_fingerprint": self.fingerprint}
 
     def whole(self, answers: list[Answer]) -> dict:
-        choices = [self.choice(i, a) for i, a in enumerate(answers)]
+        choices = [self.choice(i, a) for i, a in enumerate(self.told(answers))]
         usage = _usage([a.prompt for a in answers], sum(a.tokens for a in answers))
         return self.envelope(choices, chunk=False) | {"usage": usage}
+
+    def told(self, answers: list[Answer]) -> list[Answer]:
+        return answers
 
 
 class _Chat(_Shape):
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, asked: Asked):
+        super().__init__(asked)
+        self.calling = asked.calling
+        self._readers = [asked.calling.reader() for _ in asked.prompts]
+
     def choice(self, index: int, answer: Answer) -> dict:
-        return {"index": index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": self.logprobs(answer.scores), "finish_reason": answer.finish}
+        reader = self._readers[index]
+        said = [*reader.feed(answer.text), *reader.finish()] if reader else [Said(answer.text)]
+        return {"index": index, "message": {"role": "assistant", "refusal": None} | self.calling.whole(said),
+                "logprobs": self.logprobs(answer.scores),
+                "finish_reason": self.calling.finish(answer.finish, reader.calls if reader else 0)}
 
     def logprobs(self, scores: Sequence[Scored]) -> dict | None:
         """Of what can be read: the stop token is not part of a message."""
@@ -131,18 +152,29 @@ class _Chat(_Shape):
         return [self.envelope([_delta(i, delta)]) for i in range(choices)]
 
     def piece(self, piece: Piece) -> list[dict]:
-        scores = self.logprobs(piece.scores)
-        told = piece.text or (scores and scores["content"])
-        events = [self.envelope([_delta(piece.index, {"content": piece.text}) | {"logprobs": scores}])] if told else []
-        return events + ([self.envelope([_delta(piece.index, {}, piece.finish)])] if piece.finish else [])
+        reader, scores = self._readers[piece.index], self.logprobs(piece.scores)
+        said = ([*reader.feed(piece.text), *(reader.finish() if piece.finish else [])] if reader
+                else [Said(piece.text)] if piece.text else [])
+        if not said and scores and scores["content"]:
+            said = [Said("")]
+        deltas = [_delta(piece.index, self.calling.delta(s)) for s in said]
+        if deltas:
+            deltas[0]["logprobs"] = scores
+        if piece.finish:
+            deltas.append(_delta(piece.index, {}, self.calling.finish(piece.finish, reader.calls if reader else 0)))
+        return [self.envelope([d]) for d in deltas]
 
 
 class _Text(_Shape):
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, body: Sampling, served: Served):
-        super().__init__(body, served)
+    def __init__(self, asked: Asked):
+        super().__init__(asked)
+        self.scored = asked.body.logprobs is not None
         self._offsets: Counter[int] = Counter()
+
+    def told(self, answers: list[Answer]) -> list[Answer]:
+        return best(answers, self.body)
 
     def choice(self, index: int, answer: Answer) -> dict:
         return {"index": index, "text": answer.text, "logprobs": self.logprobs(index, answer.scores),

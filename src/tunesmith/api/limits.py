@@ -14,6 +14,9 @@ from collections.abc import Callable
 from tunesmith.api.errors import BadParameter
 from tunesmith.jobs.settings import Limits
 
+ONE = 1 - 1e-6
+"""Sums of many small pieces are a little off: whoever waited as long as he was told must be let in."""
+
 
 class Bucket:
     def __init__(self, per_minute: int, now: float):
@@ -47,7 +50,7 @@ class RateLimits:
         with self._lock:
             buckets = self._filled(caller)
             for name, bucket in buckets.items():
-                if bucket.level < 1 and (name == "requests" or wants_tokens):
+                if bucket.level < ONE and (name == "requests" or wants_tokens):
                     seconds = bucket.seconds_until(1)
                     raise BadParameter(f"Rate limit reached on {name} per min: Limit {bucket.size}. Please try again in "
                                        f"{_shown(seconds)}.", None, "rate_limit_exceeded", 429, kind=name,
@@ -84,6 +87,6 @@ def _shown(seconds: float) -> str:
     """As OpenAI writes it: `20ms`, `1.5s`, `6m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
-    if seconds < 60:
-        return f"{math.ceil(seconds * 10) / 10:g}s"
-    return f"{int(seconds // 60)}m{math.ceil(seconds % 60)}s"
+    if (tenths := math.ceil(seconds * 10)) < 600:
+        return f"{tenths / 10:g}s"
+    return "{}m{}s".format(*divmod(math.ceil(seconds), 60))

@@ -38,8 +38,13 @@ def give_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Return the heap's free pages to the system, also those between pieces that are in use: malloc_trim(3)."""
+    if sys.platform.startswith("linux") and (release := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        release(0)
 
 
 def keep_pages() -> bool:

@@ -10,16 +10,22 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.engine.loss import IGNORE
-from tunesmith.engine.memory import return_large
+from tunesmith.engine.memory import return_large, trim
+
+_training = False
 
 
 def prepare() -> None:
     """Before a training on this path."""
+    global _training
     return_large()
+    _training = True
 
 
 def forward_loss(model, rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss and hit count of `(tokens, shifted labels)` rows, one row of the batch each."""
+    if _training:  # batches differ in length, and what one leaves is in pieces that the next does not fit into
+        trim()
     logits_BLV, labels_BL = _logits(model, rows)
     logits_BLV = logits_BLV.float()
     loss = F.cross_entropy(logits_BLV.flatten(0, 1), labels_BL.flatten(), ignore_index=IGNORE, reduction="sum")

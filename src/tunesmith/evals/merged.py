@@ -228,7 +228,8 @@ def _alone(model, reference: Reference) -> list[Said]:
 
 def _answers(model, asked: list[Question], reference: Reference) -> list[Said]:
     """Greedy answers to questions that are computed together, without logits."""
-    from tunesmith.serving.generate import Request, generate
+    from tunesmith.serving.generate import generate
+    from tunesmith.serving.sampling import Request
 
     answers: list[list[int]] = [[] for _ in asked]
     stopped = [False] * len(asked)

@@ -81,7 +81,8 @@ def ask(model, tokenizer, asked: Sequence[Question], *, along: Sequence[Said] | 
     """Each question alone, greedily. The logits are along the answers of `along`, or along the model's own."""
     import torch
 
-    from tunesmith.serving.generate import Request, generate
+    from tunesmith.serving.generate import generate
+    from tunesmith.serving.sampling import Request
     from tunesmith.serving.text import decode
     from tunesmith.template.render import stop_ids
 

@@ -193,8 +193,9 @@ eval_runs = Table(
     Column("name", String(255)),
     Column("model", String(255)),
     Column("data_source", JSON, nullable=False),
+    Column("models", JSON, nullable=False),  # what each name meant when the run was made: base, adapter, tokenizer
     Column("metadata", JSON),
-    Column("usage", JSON, nullable=False),
+    Column("usage", JSON, nullable=False),  # counts, results of criteria and tokens so far, written with the items
     Column("error", JSON),
     Column("deleted_at", Integer),
 )

@@ -88,7 +88,7 @@ def answers(base: Base, adapter: Path, tokenizer, fingerprint: str, settings: Se
 
 
 def _answer(engine: Engine, served: Served, asked: dict) -> str:
-    from tunesmith.serving.generate import Request
+    from tunesmith.serving.sampling import Request
     from tunesmith.serving.text import decode
     from tunesmith.template.render import generation_prompt
 

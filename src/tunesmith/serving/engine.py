@@ -1,7 +1,9 @@
 """One base, many adapters, by name; requests from many threads, answered by one.
 
 A worker thread owns the model. It takes the oldest request, adds the waiting ones for the same adapter, and
-generates them as one batch, token by token; each token goes to its request's callback at once.
+generates them as one batch, token by token; each token goes to its request's callback at once. Adapters come and go on the
+same thread, between two batches and before whatever waits: nothing is loaded into a model that is generating, and a load
+waits for one batch at most.
 
 Adapters of one kind that PEFT can hold beside each other (LoRA; QLoRA; IA3) share a tree of modules. Every other one,
 virtual tokens, bottlenecks or whole weights, has a tree of its own. All trees share the base's weights, so a tree costs
@@ -11,16 +13,22 @@ nothing but what is new in it: an adapter, 4-bit copies of the layers (QLoRA), o
 from __future__ import annotations
 
 import copy
+import itertools
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError
+from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError, UsageError
 from tunesmith.models.base import Base
-from tunesmith.serving.generate import Request, Token, generate
+from tunesmith.serving.generate import Token, generate
+from tunesmith.serving.grammar import GrammarError
+from tunesmith.serving.sampling import Request
 from tunesmith.template.fingerprint import PROBES, fingerprint
 from tunesmith.template.render import generation_prompt, stop_ids
 
@@ -49,9 +57,8 @@ class Served:
 class Job:
     """A request on its way. `cancel()` ends it between two tokens."""
 
-    adapter: str | None
+    served: Served
     request: Request
-    stop_ids: frozenset[int]
     on_token: Callable[[Token], None]
     on_error: Callable[[BaseException], None]
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -74,16 +81,19 @@ class Engine:
         from tunesmith.models.load import model_of
 
         keep_pages()
-        self.base = base
+        self.base, self.dtype = base, dtype
         self._model = model_of(base, getattr(torch, dtype), device)
         self._trees: dict[str, Any] = {}
         """What carries adapters, by kind; a kind that stands alone has the adapter's name behind it."""
         self._carriers: dict[str, Any] = {}
         """The tree of each adapter."""
         self._context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
+        self._numbers = itertools.count()
         self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref,
                                         self._context_tokens)}
+        """By name. Replaced as a whole by every change, so that it can be read on any thread."""
         self._waiting: deque[Job] = deque()
+        self._changes: deque[tuple[Callable[[], None], Future]] = deque()
         self._running: list[Job] = []
         self._news = threading.Condition()
         self._closing = False
@@ -91,20 +101,48 @@ class Engine:
         self._worker.start()
 
     def add(self, names: list[str], adapter_dir: Path, tokenizer, template_fingerprint: str, created: int) -> None:
-        """Load an adapter before the first request, and serve it under these names.
+        """Load an adapter and serve it under these names, at any time. Waits for the batch that is being generated.
 
         Raises:
             TemplateError: the tokenizer would prompt it otherwise than it was trained.
             AdapterError: it does not fit the base, or changes nothing.
+            UsageError: a name is taken.
+            TunesmithError: the engine is closed.
         """
-        from tunesmith import methods
-        from tunesmith.engine.fast import fuse
-
         if fingerprint(tokenizer) != template_fingerprint:
             raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
                                 why=f"fingerprint {fingerprint(tokenizer)}, the release's is {template_fingerprint}",
                                 fix="restore the release's tokenizer directory")
-        inside = f"a{len(self._carriers)}"
+        self._change(lambda: self._load(names, adapter_dir, tokenizer, created))
+
+    def remove(self, name: str) -> None:
+        """Serve this name no more, and free the adapter if it was its last one. Waits for the batch that is being generated;
+        requests for the adapter that wait get an error.
+
+        Raises:
+            NotFoundError: no such name.
+            UsageError: it is the base.
+            TunesmithError: the engine is closed.
+        """
+        self._change(lambda: self._unload(name))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Have the worker do this between two batches, and wait for it."""
+        done: Future = Future()
+        with self._news:
+            if self._closing:
+                raise _closed()
+            self._changes.append((change, done))
+            self._news.notify()
+        done.result()
+
+    def _load(self, names: list[str], adapter_dir: Path, tokenizer, created: int) -> None:
+        from tunesmith import methods
+        from tunesmith.engine.fast import fuse
+
+        if taken := next((n for n in names if n in self.served), None):
+            raise UsageError(f"the name `{taken}` is served already", fix="remove it first, or take another name")
+        inside = f"a{next(self._numbers)}"
         tree = kind = methods.kind(adapter_dir)
         if kind == "qlora":
             tree = f"qlora {(adapter_dir / methods.QUANTISATION_FILE).read_text(encoding='utf-8')}"
@@ -114,29 +152,92 @@ class Engine:
         made.eval()
         fuse(made)
         self._carriers[inside] = self._trees[tree] = made
-        self._probe(inside, tokenizer, adapter_dir)
+        try:
+            self._probe(inside, tokenizer, adapter_dir)
+        except Exception:
+            self._free(inside)
+            raise
         stops, room = frozenset(stop_ids(tokenizer)), self._context_tokens - getattr(made, "virtual_tokens", 0)
-        for name in names:
-            self.served[name] = Served(name, inside, tokenizer, stops, created, str(adapter_dir), room)
+        self.served = self.served | {name: Served(name, inside, tokenizer, stops, created, str(adapter_dir), room)
+                                     for name in names}
+
+    def _unload(self, name: str) -> None:
+        gone = self.find(name)
+        if gone.adapter is None:
+            raise UsageError("the base cannot be removed", why=f"`{name}` is what the adapters stand on")
+        self.served = {n: s for n, s in self.served.items() if n != name}
+        if all(s.adapter != gone.adapter for s in self.served.values()):
+            self._free(gone.adapter)
+            with self._news:
+                stranded = [j for j in self._waiting if j.served.adapter == gone.adapter]
+                self._waiting = deque(j for j in self._waiting if j not in stranded)
+            for job in stranded:
+                _call(job, job.on_error, _unknown(job.served.name, self.served))
+
+    def _free(self, inside: str) -> None:
+        """Drop an adapter's weights, and its tree if nothing else is on it."""
+        from tunesmith.engine.memory import give_back
+
+        made = self._carriers.pop(inside)
+        beside = next((name for name, tree in self._carriers.items() if tree is made), None)
+        if beside:
+            made.set_adapter(beside)
+            made.delete_adapter(inside)
+        else:
+            self._trees = {kind: tree for kind, tree in self._trees.items() if tree is not made}
+        del made
+        give_back()
 
     def find(self, name: str) -> Served:
         """Raises NotFoundError for a name that is not served; never falls back to the base."""
-        if name not in self.served:
-            raise NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
-                                why=f"served here: {', '.join(self.served)}")
-        return self.served[name]
+        served = self.served
+        if name not in served:
+            raise _unknown(name, served)
+        return served[name]
 
     def submit(self, served: Served, request: Request, on_token: Callable[[Token], None],
                on_error: Callable[[BaseException], None]) -> Job:
         """Queue a request: it gets tokens until one with `finish`, or one error. The callbacks run on the worker's
-        thread: keep them short. Raises TunesmithError when closed."""
-        job = Job(served.adapter, request, served.stop_ids, on_token, on_error)
+        thread: keep them short.
+
+        Raises:
+            NotFoundError: the adapter was removed since it was found.
+            TunesmithError: the engine is closed.
+        """
+        job = Job(served, request, on_token, on_error)
         with self._news:
             if self._closing:
                 raise _closed()
+            if served.adapter is not None and served.adapter not in self._carriers:
+                raise _unknown(served.name, self.served)
             self._waiting.append(job)
             self._news.notify()
         return job
+
+    def ask(self, served: Served, requests: list[Request]) -> list[list[Token]]:
+        """The tokens of each request, when all are answered: blocks. They are queued together, so that the same requests
+        share the same batches each time that nobody else asks. One that its grammar ends has a last token with the error.
+
+        Raises TunesmithError when closed, or what else made one fail."""
+        news: queue.Queue[tuple[int, Token | BaseException]] = queue.Queue()
+        found: list[list[Token]] = [[] for _ in requests]
+        with self._news:
+            jobs = [self.submit(served, request, lambda token, at=at: news.put((at, token)),
+                                lambda error, at=at: news.put((at, error))) for at, request in enumerate(requests)]
+        try:
+            left = len(jobs)
+            while left:
+                at, token = news.get()
+                if isinstance(token, GrammarError):
+                    token = Token(at, None, "stop", error=token)
+                if isinstance(token, BaseException):
+                    raise token
+                found[at].append(token)
+                left -= token.finish is not None
+        finally:
+            for job in jobs:
+                job.cancel()
+        return found
 
     @property
     def load(self) -> dict[str, int]:
@@ -156,35 +257,47 @@ class Engine:
         self._worker.join(timeout=60)
 
     def _work(self) -> None:
-        while batch := self._next_batch():
+        while (work := self._next()) is not None:
+            if isinstance(work, tuple):
+                _settle(*work)
+                continue
             try:
-                self._generate(batch)
-            except Exception as error:  # whatever it is, it is these requests' trouble: the next ones are answered
+                self._generate(work)
+            except BaseException as error:  # whatever it is, it is these requests' trouble: the next ones are answered
                 failed, self._running = self._running, []
                 for job in failed:
                     _call(job, job.on_error, error)
+            del work
+        for _, done in self._changes:
+            done.set_exception(_closed())
         for job in self._waiting:
             _call(job, job.on_error, _closed())
 
     def _generate(self, batch: list[Job]) -> None:
-        stops = set().union(*(j.stop_ids for j in batch))
-        model = self._answering(batch[0].adapter)
-        for token in generate(model, [j.request for j in batch], stops, lambda row: batch[row].cancelled):
-            if self._closing:
-                raise _closed()
-            job = batch[token.row]
-            if token.finish:
-                self._running.remove(job)
-            _call(job, job.on_token, token)
+        stops = set().union(*(j.served.stop_ids for j in batch))
+        model = self._answering(batch[0].served.adapter)
+        with closing(generate(model, [j.request for j in batch], stops, lambda row: batch[row].cancelled)) as tokens:
+            for token in tokens:
+                if self._closing:
+                    raise _closed()
+                job = batch[token.row]
+                if token.finish or token.error:
+                    self._running.remove(job)
+                if token.error:
+                    _call(job, job.on_error, token.error)
+                else:
+                    _call(job, job.on_token, token)
 
-    def _next_batch(self) -> list[Job]:
-        """The oldest request and its companions; empty when closing."""
+    def _next(self) -> list[Job] | tuple[Callable[[], None], Future] | None:
+        """A change of what is served, or the oldest request and its companions; None when closing."""
         with self._news:
-            self._news.wait_for(lambda: self._waiting or self._closing)
+            self._news.wait_for(lambda: self._waiting or self._changes or self._closing)
             if self._closing:
-                return []
-            adapter = self._waiting[0].adapter
-            batch = [j for j in self._waiting if j.adapter == adapter][:MAX_BATCH]
+                return None
+            if self._changes:
+                return self._changes.popleft()
+            adapter = self._waiting[0].served.adapter
+            batch = [j for j in self._waiting if j.served.adapter == adapter][:MAX_BATCH]
             for job in batch:
                 self._waiting.remove(job)
             self._running = list(batch)
@@ -226,6 +339,20 @@ def _call(job: Job, callback: Callable, value) -> None:
         callback(value)
     except Exception:
         job.cancel()
+
+
+def _settle(change: Callable[[], None], done: Future) -> None:
+    try:
+        change()
+    except BaseException as error:  # the caller's, who waits for it
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _unknown(name: str, served: dict[str, Served]) -> NotFoundError:
+    return NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
+                         why=f"served here: {', '.join(served)}")
 
 
 def _closed() -> TunesmithError:

@@ -14,27 +14,13 @@ from typing import Literal
 
 import torch
 
+from tunesmith.serving.grammar import GrammarError
 from tunesmith.serving.logprobs import Scored, read_prompts, score
+from tunesmith.serving.sampling import Request, Sampler
 from tunesmith.serving.text import decode
 
-COLDEST = 1e-6
-"""Below this temperature the logits would overflow; the most likely token has all the mass long before."""
 WORTH_SHARING = 512
 """A prefix that all prompts of a batch share (a system prompt, few-shot examples) is read once when it saves so many tokens."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    prompt: list[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    """0: greedy, always the most likely token."""
-    top_p: float = 1.0
-    seed: int | None = None
-    logprobs: int | None = None
-    """Score each token, and name this many of the likeliest in its place; None: no scores."""
-    echo: bool = False
-    """Score the prompt's tokens too. Then `max_new_tokens` may be 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +32,19 @@ class Token:
     finish: Literal["stop", "length"] | None = None
     scores: tuple[Scored, ...] = ()
     """With logprobs: this token's, and before it those of an echoed prompt. A stop token has its score, too."""
+    error: GrammarError | None = None
+    """Why the row ends here without a `finish`."""
 
 
 def generate(model, requests: list[Request], stop_ids: set[int],
              cancelled: Callable[[int], bool] = lambda _row: False) -> Iterator[Token]:
     """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens.
 
-    The log-probabilities are the model's own: temperature and top_p decide what is drawn, not what is reported.
+    The log-probabilities are the model's own: temperature, penalties, biases and a grammar decide what is drawn, not what is
+    reported.
     """
     device = next(model.parameters()).device
-    samplers = [_Sampler(r, device) for r in requests]
+    samplers = [Sampler(r, device, stop_ids) for r in requests]
     rows = list(range(len(requests)))
     made = [0] * len(requests)
     last = torch.tensor([-1], device=device)  # a slice would be strided, and matmul would copy the head once a row
@@ -75,7 +64,7 @@ def generate(model, requests: list[Request], stop_ids: set[int],
                         use_cache=True, logits_to_keep=last)
             cache = out.past_key_values
             logits_BV = out.logits[:, -1].float()
-            chosen_B = [samplers[row](logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
+            chosen_B = [_choose(samplers[row], logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
             stay = []
             for at, (row, token) in enumerate(zip(rows, chosen_B, strict=True)):
                 request, said = requests[row], scores[row]
@@ -83,11 +72,16 @@ def generate(model, requests: list[Request], stop_ids: set[int],
                 if not request.max_new_tokens:
                     yield Token(row, None, "length", tuple(said))
                     continue
+                if isinstance(token, GrammarError):
+                    yield Token(row, None, error=token)
+                    continue
                 if request.logprobs is not None:
                     said = said + score(logits_BV[at : at + 1], [token], request.logprobs)
                 made[row] += 1
-                if cancelled(row) or token in stop_ids:
+                if cancelled(row) or (token in stop_ids and not request.ignore_stop):
                     yield Token(row, None, "stop", tuple(said))
+                elif samplers[row].complete:  # the stop token would be all that may follow
+                    yield Token(row, token, "stop", tuple(said))
                 elif made[row] == request.max_new_tokens:
                     yield Token(row, token, "length", tuple(said))
                 else:
@@ -103,6 +97,13 @@ def generate(model, requests: list[Request], stop_ids: set[int],
             ids_BL = torch.tensor([[chosen_B[i]] for i in stay], device=device)
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], 1)
             positions = positions[:, -1:] + 1
+
+
+def _choose(sampler: Sampler, logits_V: torch.Tensor) -> int | GrammarError:
+    try:
+        return sampler(logits_V)
+    except GrammarError as error:  # this row's trouble alone
+        return error
 
 
 def _shared_prefix(prompts: list[list[int]]) -> int:
@@ -123,29 +124,6 @@ def _prefill(model, prefix: list[int], rows: int, last: torch.Tensor):
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=last).past_key_values
     cache.batch_repeat_interleave(rows)
     return cache
-
-
-class _Sampler:
-    """Next token of one row, from its own random stream, so that company in the batch does not change it."""
-
-    def __init__(self, request: Request, device):
-        self.request = request
-        self.random = torch.Generator(device=device)
-        if request.seed is None:
-            self.random.seed()
-        else:
-            self.random.manual_seed(request.seed)
-
-    def __call__(self, logits_V: torch.Tensor) -> int:
-        r = self.request
-        if r.temperature == 0.0:
-            return int(logits_V.argmax())
-        p_V = (logits_V / max(r.temperature, COLDEST)).softmax(-1)
-        if r.top_p < 1.0:
-            sorted_V, order_V = p_V.sort(descending=True)
-            sorted_V[sorted_V.cumsum(0) - sorted_V >= r.top_p] = 0.0
-            p_V = torch.zeros_like(p_V).scatter(0, order_V, sorted_V)
-        return int(torch.multinomial(p_V, 1, generator=self.random))
 
 
 def _left_padded(prompts: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 UNFINISHED = "�"
 
 
-def decode(tokenizer, ids: list[int]) -> str:
-    """Text of an answer: without special tokens, and exactly as it was generated (no "clean-up" of spaces)."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(tokenizer, ids: list[int], keep: frozenset[int] = frozenset()) -> str:
+    """Text of an answer: without special tokens, but for those to `keep`, and exactly as it was generated (no "clean-up" of
+    spaces)."""
+    if keep:
+        ids = [i for i in ids if i in keep or i not in special_tokens(tokenizer)]
+    return tokenizer.decode(ids, skip_special_tokens=not keep, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=32)
+def special_tokens(tokenizer) -> dict[int, str]:
+    """Tokens that are no text, and how templates write them."""
+    found = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return found | {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
 
 @dataclass
@@ -26,6 +37,8 @@ class TextStream:
 
     tokenizer: object
     stop: tuple[str, ...] = ()
+    keep: frozenset[int] = frozenset()
+    """Special tokens that are text here: marks of a call."""
     stopped: bool = False
     """A stop sequence was met; it is not part of the text."""
     _ids: list[int] = field(default_factory=list)
@@ -37,7 +50,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         self._ids.append(token)
-        window = decode(self.tokenizer, self._ids[self._context :])
+        window = decode(self.tokenizer, self._ids[self._context :], self.keep)
         if window.endswith(UNFINISHED):
             return ""
         self._take(window)
@@ -46,11 +59,11 @@ class TextStream:
     def finish(self) -> str:
         """The rest, when no more tokens come."""
         if self._read < len(self._ids):
-            self._take(decode(self.tokenizer, self._ids[self._context :]))
+            self._take(decode(self.tokenizer, self._ids[self._context :], self.keep))
         return self._release(hold=False)
 
     def _take(self, window: str) -> None:
-        known = decode(self.tokenizer, self._ids[self._context : self._read])
+        known = decode(self.tokenizer, self._ids[self._context : self._read], self.keep)
         self._text += window[len(known) :]
         self._context, self._read = self._read, len(self._ids)
 

@@ -68,7 +68,7 @@ def rouge_l(answer: str, reference: str) -> float:
     Raises:
         ValueError: the reference has no word.
     """
-    given, wanted = _runs(answer), _runs(reference)
+    given, wanted = words_of(answer), words_of(reference)
     if not wanted:
         raise ValueError("rouge_l needs references with words")
     return 2 * _common_subsequence(given, wanted) / (len(given) + len(wanted))
@@ -115,7 +115,7 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _runs(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 

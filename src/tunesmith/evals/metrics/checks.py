@@ -40,7 +40,7 @@ def needs_schema(item: Item) -> None:
     if not isinstance(schema := item.check.get("json_schema"), dict | bool):
         raise ValueError("it has no check.json_schema")
     try:
-        _validator(canonical_json(schema))
+        validator(canonical_json(schema))
     except SchemaError as error:
         raise ValueError(f"check.json_schema is no JSON schema: {error.message}") from error
 
@@ -81,13 +81,13 @@ def _refuse(constant: str) -> None:
 
 def _obeys(value: Any, item: Item) -> bool:
     try:
-        return _validator(canonical_json(item.check["json_schema"])).is_valid(value)
+        return validator(canonical_json(item.check["json_schema"])).is_valid(value)
     except RecursionError:
         return False
 
 
 @lru_cache(maxsize=1024)
-def _validator(schema: str):
+def validator(schema: str):
     """Of a schema as JSON. Nothing is fetched: a reference to another document is an error, here and now.
 
     Raises:

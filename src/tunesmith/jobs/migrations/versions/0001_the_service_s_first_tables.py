@@ -155,6 +155,7 @@ def upgrade() -> None:
     sa.Column('name', sa.String(length=255), nullable=True),
     sa.Column('model', sa.String(length=255), nullable=True),
     sa.Column('data_source', sa.JSON(), nullable=False),
+    sa.Column('models', sa.JSON(), nullable=False),
     sa.Column('metadata', sa.JSON(), nullable=True),
     sa.Column('usage', sa.JSON(), nullable=False),
     sa.Column('error', sa.JSON(), nullable=True),
