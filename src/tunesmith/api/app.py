@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tunesmith.api import chat, eval_runs, evals, files, graders, guard, health, models, observe, uploads
+from tunesmith.api import (
+    chat,
+    checkpoints,
+    eval_runs,
+    evals,
+    files,
+    fine_tuning,
+    graders,
+    guard,
+    health,
+    models,
+    observe,
+    uploads,
+)
 from tunesmith.api.errors import handle_errors
 from tunesmith.api.service import Service
 
-ROUTERS = (chat.router, models.router, files.router, uploads.router, graders.router, evals.router, eval_runs.router,
-           health.router, observe.router)
+ROUTERS = (chat.router, files.router, uploads.router, fine_tuning.router, checkpoints.router, models.router, graders.router,
+           evals.router, eval_runs.router, health.router, observe.router)
 
 
 def create_app(service: Service) -> FastAPI:
