@@ -3,6 +3,7 @@
 # make test-slow trainings killed at any moment, and whatever else takes minutes
 # make test-harness  EleutherAI's lm-evaluation-harness against our server
 # make test-stores  releases in S3 and in an OCI registry, on servers of their own
+# make test-clients  three generations of the openai client against a live server (.venv-clients)
 # make test-ray  the stages over Ray Data, on a cluster of one machine
 # make test-vllm exports asked in a real vLLM, which gets a virtual environment of its own (.venv-vllm)
 # make setup     .venv with everything (both call it; seconds when nothing changed)
@@ -13,7 +14,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: setup demo test test-slow test-harness test-ray test-vllm test-stores lint clean
+.PHONY: setup demo test test-slow test-harness test-ray test-vllm test-stores test-clients lint clean
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -49,8 +50,12 @@ test-stores: setup
 	@scripts/install_registry.sh .venv/registry
 	@$(BIN)/python -m pytest -m stores tests/releases/test_stores_s3.py tests/releases/test_stores_registry.py
 
+test-clients: setup
+	@PYTHON='$(PYTHON)' scripts/install_clients.sh .venv-clients
+	@TUNESMITH_CLIENTS=.venv-clients $(BIN)/python -m pytest -m clients tests/api/test_clients.py
+
 lint: setup
 	@$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv .venv-vllm .tunesmith .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-clients .tunesmith .pytest_cache .ruff_cache
