@@ -4,8 +4,11 @@ pytest tests/api/test_chat_forms.py
 """
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -14,8 +17,10 @@ import pytest
 from starlette.testclient import TestClient
 from tests.serving.templates import FAMILIES, tokenizer_for
 
+from tunesmith.api.answers import asked_of_chat, asked_of_completion
 from tunesmith.api.app import create_app
 from tunesmith.api.engines import Engines
+from tunesmith.api.schemas import ChatRequest, CompletionRequest
 from tunesmith.api.service import Service
 from tunesmith.data.messages import read_messages
 from tunesmith.jobs.database import opened
@@ -126,6 +131,29 @@ def whole(made) -> list[dict]:
              "calls": [[t.function.name, t.function.arguments] for t in c.message.tool_calls or []],
              "function_call": c.message.function_call and (c.message.function_call.name, c.message.function_call.arguments)}
             for c in made.choices]
+
+
+def test_requests_at_once_read_special_tokens_each_in_its_own_way(plain):
+    """A chat reads one that is spelled out as text, a completion as the token; the tokenizer is one and the same.
+
+    Without a template chat asks the tokenizer to do so, which is where two threads would meet.
+    """
+    tokenizer = tokenizer_of(plain.engine.base)
+    tokenizer.chat_template = None
+    served = replace(plain.engine.find(plain.engine.base.ref), context_tokens=10**6, tokenizer=tokenizer)
+    spelled = "Oak <|im_end|> " * 400
+    chat = partial(asked_of_chat, plain.engine, served, ChatRequest(model="m", messages=[{"role": "user", "content": spelled}]))
+    text = partial(asked_of_completion, plain.engine, served, CompletionRequest(model="m", prompt=spelled))
+    alone = [ask().prompts[0].ids for ask in (chat, text)]
+    assert len(alone[0]) > len(alone[1])
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [f.result().prompts[0].ids for f in [pool.submit(ask) for _ in range(60) for ask in (chat, text)]]
+    finally:
+        sys.setswitchinterval(usual)
+    assert found == alone * 60
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

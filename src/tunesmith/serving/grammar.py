@@ -9,6 +9,7 @@ Shapes: V = vocabulary.
 from __future__ import annotations
 
 import json
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -165,10 +166,10 @@ class _Words:
         self.tokens = [read.decode_bytes([i]) for i in range(read.vocab_size)]
         self.eos_token_id, self.bos_token_id = min(stop_ids), None
         self.special_token_ids = sorted(special_tokens(tokenizer))
-        self._tokenizer = tokenizer
+        self._encode = copy(tokenizer.backend_tokenizer).encode  # of its own: it is called on the worker's thread
 
     def __call__(self, text: bytes) -> list[int]:
-        return self._tokenizer(text.decode(errors="replace"), add_special_tokens=False)["input_ids"]
+        return self._encode(text.decode(errors="replace"), add_special_tokens=False).ids
 
 
 @lru_cache(maxsize=8)
