@@ -175,6 +175,7 @@ def test_an_adapter_that_changes_nothing_is_not_served(base, tokenizer, tmp_path
         engine.close()
 
 
+@pytest.mark.slow
 def test_every_method_can_be_removed_and_leaves_nothing_to_the_others(base, tokenizer, folders, alone, prompts):
     engine = Engine(base, tokenizer, "float32", "cpu", 0)
     try:

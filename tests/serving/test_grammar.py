@@ -153,6 +153,9 @@ def test_white_space_comes_to_an_end(tokenizer):
     ({"type": "objekt"}, "objekt"),
     ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
     ({"type": "integer", "minimum": 10**30}, "JSON"),
+    ({"const": float("nan")}, "finite"),
+    ({"$ref": "#"}, "asks for itself"),
+    ({"allOf": [{"$ref": "#"}]}, "asks for itself"),
 ])
 def test_what_cannot_be_held_is_refused_and_named(tokenizer, schema, word):
     with pytest.raises(UsageError, match=word.replace("$", r"\$")):

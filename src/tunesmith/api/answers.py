@@ -17,7 +17,7 @@ from tunesmith.serving.generate import Token
 from tunesmith.serving.grammar import Grammar
 from tunesmith.serving.logprobs import Scored
 from tunesmith.serving.sampling import Request
-from tunesmith.serving.text import TextStream
+from tunesmith.serving.text import ENCODING, TextStream
 from tunesmith.template.render import generation_prompt
 
 DEFAULT_MAX_TOKENS = 1024
@@ -89,9 +89,11 @@ def asked_of_chat(engine: Engine, served: Served, body: ChatRequest) -> Asked:
     """Raises BadParameter, and TemplateError for a conversation that the template refuses."""
     called = calling(body, served)
     messages = [m.as_message() for m in body.messages]
-    ids = generation_prompt(served.tokenizer, messages, called.shown)
     without = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
-    if without != messages and generation_prompt(served.tokenizer, without, called.shown) == ids:
+    with ENCODING:
+        ids = generation_prompt(served.tokenizer, messages, called.shown)
+        unseen = without != messages and generation_prompt(served.tokenizer, without, called.shown) == ids
+    if unseen:
         raise BadParameter("`tool_calls` in messages are not supported by this model: its chat template leaves them out",
                            "messages", UNSUPPORTED)
     prompts = _copies(served, [(ids, "")], body, body.max_completion_tokens or body.max_tokens, "messages")
@@ -101,7 +103,8 @@ def asked_of_chat(engine: Engine, served: Served, body: ChatRequest) -> Asked:
 def asked_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> Asked:
     given = body.prompt
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    ids = [served.tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in several]
+    with ENCODING:
+        ids = [served.tokenizer(p)["input_ids"] if isinstance(p, str) else list(p) for p in several]
     vocabulary = len(served.tokenizer)
     if any(p and (min(p) < 0 or max(p) >= vocabulary) for p in ids):
         raise BadParameter("prompt has token ids outside the vocabulary", "prompt")

@@ -29,6 +29,7 @@ from tunesmith.models.base import Base
 from tunesmith.serving.generate import Token, generate
 from tunesmith.serving.grammar import GrammarError
 from tunesmith.serving.sampling import Request
+from tunesmith.serving.text import ENCODING
 from tunesmith.template.fingerprint import PROBES, fingerprint
 from tunesmith.template.render import generation_prompt, stop_ids
 
@@ -109,9 +110,11 @@ class Engine:
             UsageError: a name is taken.
             TunesmithError: the engine is closed.
         """
-        if fingerprint(tokenizer) != template_fingerprint:
+        with ENCODING:
+            found = fingerprint(tokenizer)
+        if found != template_fingerprint:
             raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
-                                why=f"fingerprint {fingerprint(tokenizer)}, the release's is {template_fingerprint}",
+                                why=f"fingerprint {found}, the release's is {template_fingerprint}",
                                 fix="restore the release's tokenizer directory")
         self._change(lambda: self._load(names, adapter_dir, tokenizer, created))
 
@@ -157,7 +160,9 @@ class Engine:
         except Exception:
             self._free(inside)
             raise
-        stops, room = frozenset(stop_ids(tokenizer)), self._context_tokens - getattr(made, "virtual_tokens", 0)
+        with ENCODING:
+            stops = frozenset(stop_ids(tokenizer))
+        room = self._context_tokens - getattr(made, "virtual_tokens", 0)
         self.served = self.served | {name: Served(name, inside, tokenizer, stops, created, str(adapter_dir), room)
                                      for name in names}
 
@@ -316,7 +321,8 @@ class Engine:
         """An adapter that is loaded and answers like the base is the quietest of all failures."""
         import torch
 
-        ids = torch.tensor([generation_prompt(tokenizer, PROBES["one_turn"][0][:1])], device=self._model.device)
+        with ENCODING:
+            ids = torch.tensor([generation_prompt(tokenizer, PROBES["one_turn"][0][:1])], device=self._model.device)
         logits = []
         for name in (None, adapter):
             with torch.inference_mode():

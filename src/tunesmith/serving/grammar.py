@@ -9,6 +9,7 @@ Shapes: V = vocabulary.
 from __future__ import annotations
 
 import json
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,9 @@ MAX_DEPTH = 64
 MAX_CHARS = 200_000
 """Of a schema as JSON. OpenAI takes 120 000 of names and values."""
 
+MAX_ITEMS = 20_000
+"""Of the parser at one place of an answer: an object may have some thousand optional properties."""
+
 
 class GrammarError(TunesmithError, RuntimeError):
     """The grammar became too complex to go on with."""
@@ -36,14 +40,19 @@ class Grammar:
 
     def __init__(self, tokenizer: Any, source: str, stop_ids: frozenset[int]):
         """Raises UsageError for what cannot be compiled."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        self._first = LLMatcher(_vocabulary(tokenizer, stop_ids), source, log_level=0)
+        limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
+        self._first = LLMatcher(_vocabulary(tokenizer, stop_ids), source, log_level=0, limits=limits)
         self.stop_ids = stop_ids
         if self._first.is_error():
             raise UsageError(_short(self._first.get_error()))
         if warnings := self._first.get_grammar_warnings():
             raise UsageError(_short("; ".join(warnings)))
+        probe = self._first.deep_copy()
+        probe.compute_bitmask()
+        if probe.is_error():
+            raise UsageError("no answer can begin: the form asks for itself, or is too large", why=_short(probe.get_error()))
 
     def begin(self) -> State:
         return State(self._first.deep_copy(), self.stop_ids)
@@ -130,7 +139,11 @@ def check(schema: dict) -> None:
             pending += [(v, depth + 1) for v in value.values()]
         elif isinstance(value, list):
             pending += [(v, depth + 1) for v in value]
-    if len(json.dumps(schema)) > MAX_CHARS:
+    try:
+        written = json.dumps(schema, allow_nan=False)
+    except ValueError as error:
+        raise UsageError("the schema has a number that is not finite, which is not JSON") from error
+    if len(written) > MAX_CHARS:
         raise UsageError(f"the schema is longer than {MAX_CHARS} characters")
 
 
@@ -153,10 +166,10 @@ class _Words:
         self.tokens = [read.decode_bytes([i]) for i in range(read.vocab_size)]
         self.eos_token_id, self.bos_token_id = min(stop_ids), None
         self.special_token_ids = sorted(special_tokens(tokenizer))
-        self._tokenizer = tokenizer
+        self._encode = copy(tokenizer.backend_tokenizer).encode  # of its own: it is called on the worker's thread
 
     def __call__(self, text: bytes) -> list[int]:
-        return self._tokenizer(text.decode(errors="replace"), add_special_tokens=False)["input_ids"]
+        return self._encode(text.decode(errors="replace"), add_special_tokens=False).ids
 
 
 @lru_cache(maxsize=8)

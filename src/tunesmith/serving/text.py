@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 UNFINISHED = "�"
+ENCODING = threading.Lock()
+"""Held by who turns text into tokens. A tokenizer is told how to read special tokens, and then it reads: of two threads at once
+one would get the other's way. Tokens to text needs no lock."""
 
 
 def decode(tokenizer, ids: list[int], keep: frozenset[int] = frozenset()) -> str:

@@ -29,6 +29,8 @@ ID_PATTERN = "[a-zA-Z0-9]{9}"
 PROBE_IDS = ("probe0001", "probe0002")
 PROBE_ARGUMENTS = {"probed_key": "probed_value"}
 NAMES = ("probed_one", "probed_two")
+TEXT = "TEXT: /(?s:.*)/ | ~/(?s:.*)/"
+"""Anything, half a character too: a model that calls nothing is not disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +170,12 @@ def grammar_of_calls(tokenizer: Any, form: CallFormat, tools: Sequence[Tool], *,
     if not form.trigger:  # a whole head is what tells a call from text, and so has to be one lexeme
         heads = [form.open + t.name + form.middle for t in tools]
         first = " | ".join(f"({_literal(tokenizer, head)} arguments{i})" for i, head in enumerate(heads))
-        text = f"TEXT: /(?s:.*)/ & ~/({'|'.join(map(_escaped, heads))})(?s:.*)/"
-        return "\n".join(["start: TEXT | first" + ended, f"first: {first}", text, *rules])
-    text = "TEXT: /(?s:.*)/"
+        begun = f"BEGUN: /{'|'.join(map(_escaped, heads))}/ TEXT"
+        return "\n".join(["start: OTHER | first" + ended, f"first: {first}", TEXT, begun, "OTHER: ~BEGUN", *rules])
     if any(mark in form.trigger for mark in special_tokens(tokenizer).values() if mark):
-        return "\n".join([f"start: TEXT | TEXT {_literal(tokenizer, form.trigger)} {rest}", text, *rules])
-    return "\n".join([f"start: TEXT | begun {rest}", f"begun[lazy]: /(?s:.*){_escaped(form.trigger)}/", text, *rules])
+        return "\n".join([f"start: TEXT | TEXT {_literal(tokenizer, form.trigger)} {rest}", TEXT, *rules])
+    begun = f"BEGUN: TEXT /{_escaped(form.trigger)}/"
+    return "\n".join([f"start: TEXT | begun {rest}", "begun[lazy]: BEGUN", TEXT, begun, *rules])
 
 
 def _held(tokenizer: Any, tool: Tool, forced: bool) -> dict:
