@@ -14,7 +14,6 @@ from collections.abc import Callable
 from tunesmith.api.errors import BadParameter
 from tunesmith.jobs.settings import Limits
 
-
 ONE = 1 - 1e-6
 """Sums of many small pieces are a little off: whoever waited as long as he was told must be let in."""
 
