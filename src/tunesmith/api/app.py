@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from tunesmith.api import chat, files, guard, health, models, observe, uploads
 from tunesmith.api.errors import handle_errors
@@ -12,7 +12,7 @@ ROUTERS = (chat.router, models.router, files.router, uploads.router, health.rout
 
 
 def create_app(service: Service) -> FastAPI:
-    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, dependencies=[Depends(guard.whole_text)])
     app.state.service = service
     handle_errors(app)
     for router in ROUTERS:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.api.caller import Caller, authenticate
@@ -36,6 +36,7 @@ ANSWERS = ("/v1/chat/completions", "/v1/completions")
 """They take tokens, and change nothing."""
 READS = ("GET", "HEAD", "OPTIONS")
 PART = re.compile(r"/v1/uploads/[^/]+/parts")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 FORM_BYTES = 64 * 1024
 """What a form has around its file."""
 IDLE_SECONDS = 60.0
@@ -74,6 +75,11 @@ class Guard:
             await refusal(error)(scope, body, answer)
         except ClientDisconnect:
             pass
+        except (UnicodeEncodeError, sa.exc.DataError) as error:  # half a surrogate, NUL: nothing below us takes them
+            if answer.started:
+                raise
+            sys.stderr.write(f"request {state['request_id']} has text or numbers that cannot be: {type(error).__name__}\n")
+            await refusal(BadParameter("the request has text or numbers that cannot be stored"))(scope, body, answer)
         except Exception as error:
             told = unexpected(state["request_id"], error)
             if answer.started:
@@ -172,6 +178,18 @@ class _Body:
                     self._ended = not message.get("more_body", False)
         except TimeoutError:
             pass
+
+
+async def whole_text(request: Request) -> None:
+    """A dependency of every route. JSON can spell half of a surrogate pair, which is no text: no tokenizer, no database and no
+    answer takes it. Raises BadParameter."""
+    if "json" in request.headers.get("content-type", "") and SURROGATE.search(body := await request.body()):
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadParameter("the request has half of a surrogate pair, which is no text") from error
+        except (ValueError, RecursionError):
+            pass  # said by whoever reads it
 
 
 def _limit(scope: Scope, limits: Limits) -> int:
