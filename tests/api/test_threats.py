@@ -265,7 +265,8 @@ def test_json_that_is_made_to_break_a_parser_is_a_client_error(listed, lively_ba
 # ---- paths and statements ---------------------------------------------------------------------------------------------
 
 ESCAPES = ["..", "../..", "../../service.db", "..%2f..%2fservice.db", "%2e%2e%2f%2e%2e%2fservice.db", "/etc/passwd",
-           "%2fetc%2fpasswd", "..\\..\\service.db", "%00", "file-x%00", "file-x%0a", "' OR '1'='1", "file-x'; DROP TABLE files; --", "%25", "x" * 5000,
+           "%2fetc%2fpasswd", "..\\..\\service.db", "%00", "file-x%00", "file-x%0a", "' OR '1'='1",
+           "file-x'; DROP TABLE files; --", "%25", "x" * 5000,
            "é", "%ff%fe", "file-%F0%9F%98%80", "{{7*7}}", "$(id)", "*", "file-x?y=z", "CON"]
 
 

@@ -42,8 +42,6 @@ FORM_BYTES = 64 * 1024
 IDLE_SECONDS = 60.0
 """Between two pieces of a body."""
 BODY_SECONDS = 3600.0
-DRAIN_BYTES, DRAIN_SECONDS = 8 * 2**20, 2.0
-"""Of a body that nobody wants: read so much, so that a client that is still sending hears the answer."""
 HEADERS = {
     "x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'", "cache-control": "no-store"}
@@ -65,7 +63,7 @@ class Guard:
         asked = headers.get("x-request-id", "")
         state["request_id"] = asked if REQUEST_ID.fullmatch(asked) else new_id("req_")
         body = _Body(receive, _limit(scope, self._service.settings.limits))
-        answer = _Answer(self, scope, body, send)
+        answer = _Answer(self, scope, send)
         try:
             if scope["path"].startswith("/v1/"):
                 await self._admit(scope["path"], headers, state, answer)
@@ -114,8 +112,8 @@ class Guard:
 class _Answer:
     """Sends what a route sends, with our headers, once its row is written."""
 
-    def __init__(self, guard: Guard, scope: Scope, body: _Body, send: Send):
-        self._guard, self._scope, self._body, self._send = guard, scope, body, send
+    def __init__(self, guard: Guard, scope: Scope, send: Send):
+        self._guard, self._scope, self._send = guard, scope, send
         self._start: Message | None = None
         self.headers: dict[str, str] = {}
         self.started = False
@@ -127,8 +125,6 @@ class _Answer:
             for name, value in {**HEADERS, **self.headers}.items():
                 headers.setdefault(name, value)
             headers["x-request-id"] = self._scope["state"]["request_id"]
-            if message["status"] >= 400:
-                await self._body.drain()
             changes = self._scope["method"] not in READS and self._scope["path"] not in ANSWERS
             if changes or message["status"] in REFUSED:
                 self._start = message
@@ -168,16 +164,6 @@ class _Body:
             if self._bytes > self._limit:
                 raise HTTPException(413, f"the request is larger than {self._limit:,} bytes")
         return message
-
-    async def drain(self) -> None:
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not self._ended and self._bytes < DRAIN_BYTES:
-                    message = await self._receive()
-                    self._bytes += len(message.get("body", b""))
-                    self._ended = not message.get("more_body", False)
-        except TimeoutError:
-            pass
 
 
 async def whole_text(request: Request) -> None:
