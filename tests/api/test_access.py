@@ -95,7 +95,8 @@ def test_without_keys_this_machine_needs_none_until_there_is_one(inside):
     ({"Host": "rebound.example"}, False), ({"Host": "rebound.example:8321", "Origin": "http://rebound.example:8321"}, False),
     ({"Host": "127.0.0.1.rebound.example"}, False), ({"Host": "localhost.rebound.example"}, False),
     ({"Host": "0.0.0.0"}, False),
-    ({"Host": ""}, False), ({"Host": "[::1"}, True), ({"Host": "[2001:db8::1]"}, False), ({"Host": "192.168.0.7:80"}, False),
+    ({"Host": ""}, False), ({"Host": "[::1"}, True),
+    ({"Host": "[2001:db8::1]"}, False), ({"Host": "192.168.0.7:80"}, False),
     ({"Origin": "https://evil.example"}, False), ({"Origin": "null"}, False), ({"Origin": "http://127.0.0.1:3000"}, False),
     ({"Origin": "http://127.0.0.1.evil.example"}, False), ({"Sec-Fetch-Site": "cross-site"}, False)])
 def test_without_keys_pages_of_others_do_not_come_in(inside, headers, comes_in):

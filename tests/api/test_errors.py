@@ -180,7 +180,7 @@ def test_a_body_that_is_not_sent_as_json_is_a_bad_request(server):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "files", 404), ("POST", "embeddings", 404), ("GET", "", 404),
+@pytest.mark.parametrize("method, path, status", [("GET", "nothing", 404), ("POST", "embeddings", 404), ("GET", "", 404),
                                                   ("GET", "chat/completions", 405), ("POST", "models", 405)])
 def test_an_unknown_path_or_method_answers_in_the_same_shape(server, method, path, status):
     answer = httpx2.request(method, f"{server.url}/{path}")

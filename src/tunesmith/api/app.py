@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from tunesmith.api import (
     chat,
@@ -26,7 +26,7 @@ ROUTERS = (chat.router, files.router, uploads.router, fine_tuning.router, checkp
 
 
 def create_app(service: Service) -> FastAPI:
-    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Tunesmith", docs_url=None, redoc_url=None, dependencies=[Depends(guard.whole_text)])
     app.state.service = service
     handle_errors(app)
     for router in ROUTERS:

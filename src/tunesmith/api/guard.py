@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.api.caller import Caller, authenticate
@@ -36,13 +36,12 @@ ANSWERS = ("/v1/chat/completions", "/v1/completions")
 """They take tokens, and change nothing."""
 READS = ("GET", "HEAD", "OPTIONS")
 PART = re.compile(r"/v1/uploads/[^/]+/parts")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 FORM_BYTES = 64 * 1024
 """What a form has around its file."""
 IDLE_SECONDS = 60.0
 """Between two pieces of a body."""
 BODY_SECONDS = 3600.0
-DRAIN_BYTES, DRAIN_SECONDS = 8 * 2**20, 2.0
-"""Of a body that nobody wants: read so much, so that a client that is still sending hears the answer."""
 HEADERS = {
     "x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'", "cache-control": "no-store"}
@@ -64,7 +63,7 @@ class Guard:
         asked = headers.get("x-request-id", "")
         state["request_id"] = asked if REQUEST_ID.fullmatch(asked) else new_id("req_")
         body = _Body(receive, _limit(scope, self._service.settings.limits))
-        answer = _Answer(self, scope, body, send)
+        answer = _Answer(self, scope, send)
         try:
             if scope["path"].startswith("/v1/"):
                 await self._admit(scope["path"], headers, state, answer)
@@ -74,6 +73,11 @@ class Guard:
             await refusal(error)(scope, body, answer)
         except ClientDisconnect:
             pass
+        except (UnicodeEncodeError, sa.exc.DataError) as error:  # half a surrogate, NUL: nothing below us takes them
+            if answer.started:
+                raise
+            sys.stderr.write(f"request {state['request_id']} has text or numbers that cannot be: {type(error).__name__}\n")
+            await refusal(BadParameter("the request has text or numbers that cannot be stored"))(scope, body, answer)
         except Exception as error:
             told = unexpected(state["request_id"], error)
             if answer.started:
@@ -108,8 +112,8 @@ class Guard:
 class _Answer:
     """Sends what a route sends, with our headers, once its row is written."""
 
-    def __init__(self, guard: Guard, scope: Scope, body: _Body, send: Send):
-        self._guard, self._scope, self._body, self._send = guard, scope, body, send
+    def __init__(self, guard: Guard, scope: Scope, send: Send):
+        self._guard, self._scope, self._send = guard, scope, send
         self._start: Message | None = None
         self.headers: dict[str, str] = {}
         self.started = False
@@ -121,8 +125,6 @@ class _Answer:
             for name, value in {**HEADERS, **self.headers}.items():
                 headers.setdefault(name, value)
             headers["x-request-id"] = self._scope["state"]["request_id"]
-            if message["status"] >= 400:
-                await self._body.drain()
             changes = self._scope["method"] not in READS and self._scope["path"] not in ANSWERS
             if changes or message["status"] in REFUSED:
                 self._start = message
@@ -163,15 +165,17 @@ class _Body:
                 raise HTTPException(413, f"the request is larger than {self._limit:,} bytes")
         return message
 
-    async def drain(self) -> None:
+
+async def whole_text(request: Request) -> None:
+    """A dependency of every route. JSON can spell half of a surrogate pair, which is no text: no tokenizer, no database and no
+    answer takes it. Raises BadParameter."""
+    if "json" in request.headers.get("content-type", "") and SURROGATE.search(body := await request.body()):
         try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not self._ended and self._bytes < DRAIN_BYTES:
-                    message = await self._receive()
-                    self._bytes += len(message.get("body", b""))
-                    self._ended = not message.get("more_body", False)
-        except TimeoutError:
-            pass
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadParameter("the request has half of a surrogate pair, which is no text") from error
+        except (ValueError, RecursionError):
+            pass  # said by whoever reads it
 
 
 def _limit(scope: Scope, limits: Limits) -> int:

@@ -57,9 +57,13 @@ def find(connection: sa.Connection, project_id: str, id: str, *, alone: bool = F
 def pending(connection: sa.Connection, project_id: str, id: str, *, alone: bool = False) -> sa.RowMapping:
     """`find`, of an upload to which something may still be done. Raises NotFoundError, UsageError."""
     row = find(connection, project_id, id, alone=alone)
-    if (status := status_of(connection, row)) != "pending":
-        raise UsageError(f"Upload {id} is {status}, and only a pending one can be changed")
+    _refuse(row, status_of(connection, row))
     return row
+
+
+def _refuse(row: sa.RowMapping, status: str) -> None:
+    if status != "pending":
+        raise UsageError(f"Upload {row['id']} is {status}, and only a pending one can be changed")
 
 
 def status_of(connection: sa.Connection, row: sa.RowMapping) -> str:
@@ -93,13 +97,14 @@ def complete(database: Database, project_id: str, upload_id: str, part_ids: Sequ
             that are no JSON objects, if it is for fine-tuning. The upload stays pending.
     """
     with database.read() as connection:
+        # The parts first: an upload that is pending after that had them then.
+        sizes = dict(connection.execute(sa.select(upload_parts.c.id, upload_parts.c.bytes)
+                                        .where(upload_parts.c.upload_id == upload_id)).tuples().all())
         row = find(connection, project_id, upload_id)
-        if row["status"] != "completed":
-            row = pending(connection, project_id, upload_id)
-            sizes = dict(connection.execute(sa.select(upload_parts.c.id, upload_parts.c.bytes)
-                                            .where(upload_parts.c.upload_id == upload_id)).tuples().all())
-    if row["status"] == "completed":
+        status = status_of(connection, row)
+    if status == "completed":
         return _completed(database, project_id, upload_id)
+    _refuse(row, status)
     if unknown := [id for id in part_ids if id not in sizes]:
         raise UsageError(f"No such part of {upload_id}: {unknown[0]}")
     if len(set(part_ids)) != len(part_ids):
@@ -123,10 +128,10 @@ def complete(database: Database, project_id: str, upload_id: str, part_ids: Sequ
             put_in_place()
             files.enter(database, place, {"id": id, "project_id": project_id, "filename": row["filename"], "sha256": digest,
                                           "purpose": row["purpose"]}, expires_after=row["file_expires_after"], also=end)
-    except _TooLate as error:
+    except _TooLate:
         done = _completed(database, project_id, upload_id)
         if done[0]["status"] != "completed":
-            raise UsageError(f"Upload {upload_id} is {done[0]['status']}, and only a pending one can be changed") from error
+            _refuse(done[0], done[0]["status"])
         return done
     _discard(upload_id)
     return _completed(database, project_id, upload_id)
