@@ -36,6 +36,7 @@ from tunesmith.jobs.tables import fine_tuning_jobs, models
 from tunesmith.jobs.telling import Telling
 from tunesmith.jobs.validating import RECIPE, validate
 from tunesmith.jobs.worker import Interrupted, Task
+from tunesmith.store.files import write_json
 from tunesmith.training.run import Run
 
 CODES = ((GateRefused, "gate_refused"), (MemoryShortage, "out_of_memory"), (TrainingError, "training_stopped"),
@@ -218,6 +219,7 @@ def _succeeded(task: Task, job: sa.RowMapping, run: Run, release_id: str) -> Non
     state, release = run.state, Path("releases") / release_id
     result = _result_file(task, run)
     name = new_name(job["model"], task.settings.organization, job["suffix"])
+    write_json(places.pin(task.project_id, task.id), {"release_id": release_id, "run_id": state["run_id"]})
     with task.database.write() as connection:
         if queue.still_mine(connection, task.claim) != "run":
             raise Interrupted
@@ -247,6 +249,3 @@ def _result_file(task: Task, run: Run) -> str:
         steps = list(results.steps_of(read_metrics(run.path), run.state["total_steps"], over=True))
         files.add(task.database, task.project_id, "step_metrics.csv", "fine-tune-results", results.table(steps), id=id)
     return id
-
-
-__all__ = ["Invalid", "failed", "refusal", "run_of", "words", "work"]
