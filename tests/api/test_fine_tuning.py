@@ -252,3 +252,13 @@ def test_events_have_keys_and_what_is_told_twice_is_told_once(app, client, file)
         query = sa.select(events.c.key).where(events.c.job_id == job.id).order_by(events.c.seq)
         keys = connection.execute(query).scalars().all()
     assert keys == ["created", "validating", "step-0", "step-1", "step-2", "step-3"]
+
+
+def test_no_pattern_of_the_aliases_stands_in_for_a_fine_tuned_model(tmp_path, tiny_base):
+    """A model that was deleted, or never was, is not trained or answered as its base."""
+    with app_over(tmp_path, tiny_base, aliases={"*": str(tiny_base)}) as app:
+        client = app.openai()
+        assert create(client, model="anything").status == "validating_files"
+        for call in (lambda name: create(client, model=name), client.models.retrieve,
+                     lambda name: client.chat.completions.create(model=name, messages=[{"role": "user", "content": "x"}])):
+            assert refused(lambda call=call: call("ft:anything:acme::aaaaaaaa"), 404)["code"] == "model_not_found"

@@ -18,7 +18,8 @@ from tunesmith.api.errors import BadParameter
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.jobs import places
 from tunesmith.jobs.database import Database, clock
-from tunesmith.jobs.names import is_tuned
+from tunesmith.jobs.names import is_checkpoint, is_tuned
+from tunesmith.jobs.places import pin
 from tunesmith.jobs.settings import Settings
 from tunesmith.jobs.tables import models, permissions
 from tunesmith.serving.engine import Engine, Served
@@ -81,6 +82,8 @@ class Engines:
         with self._database.write() as connection:
             connection.execute(permissions.delete().where(permissions.c.model == name))
             connection.execute(models.update().where(models.c.name == name).values(deleted_at=int(clock(connection))))
+        if not is_checkpoint(name):
+            pin(project_id, row["job_id"]).unlink(missing_ok=True)
         self._unload(name)
 
     def _unload(self, name: str) -> None:

@@ -158,8 +158,11 @@ def _ask(service: Service, caller: Caller, id: str, wanted: str) -> dict:
             raise BadParameter(f"Job is {status}: it cannot be {'paused' if wanted == 'pause' else 'resumed'}: {id}", None,
                                "invalid_state")
         queue.ask(connection, id, wanted)
-        if wanted == "cancel" and row["status"] != "running":
-            told.tell(connection, id, "cancelled", "The job was cancelled")
+        if wanted == "run":
+            told.tell(connection, id, new_id("resumed-"), "The job was resumed")
+        elif row["status"] != "running":  # of one that runs, its worker tells it
+            told.tell(connection, id, "cancelled" if wanted == "cancel" else new_id("paused-"),
+                      f"The job was {'cancelled' if wanted == 'cancel' else 'paused'}")
         shown = _shown(find(connection, caller.project_id, id), service.settings)
     service.nudge()
     return shown

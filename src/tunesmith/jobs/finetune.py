@@ -36,6 +36,7 @@ from tunesmith.jobs.tables import fine_tuning_jobs, models
 from tunesmith.jobs.telling import Telling
 from tunesmith.jobs.validating import RECIPE, validate
 from tunesmith.jobs.worker import Interrupted, Task
+from tunesmith.store.files import write_json
 from tunesmith.training.run import Run
 
 CODES = ((GateRefused, "gate_refused"), (MemoryShortage, "out_of_memory"), (TrainingError, "training_stopped"),
@@ -49,6 +50,7 @@ def work(task: Task) -> None:
     job = _row(task)
     if job["validated_at"] is None:
         validate(task, job)
+        _forward(task)
         job = _row(task)
     task.tell("started", "Fine-tuning job started")
     recipe = places.job_dir(task.id) / RECIPE
@@ -56,11 +58,20 @@ def work(task: Task) -> None:
     run = run_of(job, recipe)
     if run is None or run.state["status"] != "finished":
         _look_at_the_data(task, recipe)
-    run = _trained(task, job, recipe)
-    if run is None:
-        return  # stopped, with a checkpoint: what was wanted decides
-    _evaluated(task, run)
+        run = _trained(task, job, recipe)
+        if run is None:
+            return  # stopped, with a checkpoint: what was wanted decides
+        _forward(task)
+    Telling(task, job, lambda: run).look(over=True)
+    if _evaluated(task, run):
+        _forward(task)
     _succeeded(task, job, run, _released(task, job, run))
+
+
+def _forward(task: Task) -> None:
+    """Another part is done, which no later attempt does again."""
+    with task.database.write() as connection:
+        queue.progressed(connection, task.claim)
 
 
 def failed(connection: sa.Connection, task: Task, error: Exception) -> None:
@@ -142,7 +153,7 @@ def _look_at_the_data(task: Task, recipe: Path) -> None:
 
 
 def _trained(task: Task, job: sa.RowMapping, recipe: Path) -> Run | None:
-    """The finished run, or None when it was stopped. Every step is told."""
+    """The finished run, or None when it was stopped. Steps are told as they come."""
     from tunesmith.verbs import train
 
     telling = Telling(task, job, lambda: run_of(job, recipe))
@@ -159,24 +170,23 @@ def _trained(task: Task, job: sa.RowMapping, recipe: Path) -> Run | None:
                 time.sleep(1)  # by a worker that was thought dead: it learns of it, and stops
     finally:
         task.every.remove(telling.look)
-    if state["status"] != "finished":
-        return None
-    telling.look(over=True)
-    return Run(Path(state["run_dir"]))
+    return Run(Path(state["run_dir"])) if state["status"] == "finished" else None
 
 
-def _evaluated(task: Task, run: Run) -> None:
+def _evaluated(task: Task, run: Run) -> bool:
+    """Whether there was anything left to do."""
     from tunesmith.evals.run import read_report
     from tunesmith.store.files import sha256_json, sha256_tree
     from tunesmith.verbs import evaluate
 
     report = read_report(run) if run.state.get("report_path") else None
     if report and report["adapter"]["digest"] == sha256_json(sha256_tree(run.adapter)):
-        return
+        return False
     try:
         evaluate(str(run.path), say=task.say)
     except TrackingError as error:  # the report is written before it is sent
         task.tell("tracking", f"The report could not be sent to MLflow: {error.what}", level="warn")
+    return True
 
 
 def _released(task: Task, job: sa.RowMapping, run: Run) -> str:
@@ -218,6 +228,7 @@ def _succeeded(task: Task, job: sa.RowMapping, run: Run, release_id: str) -> Non
     state, release = run.state, Path("releases") / release_id
     result = _result_file(task, run)
     name = new_name(job["model"], task.settings.organization, job["suffix"])
+    write_json(places.pin(task.project_id, task.id), {"release_id": release_id, "run_id": state["run_id"]})
     with task.database.write() as connection:
         if queue.still_mine(connection, task.claim) != "run":
             raise Interrupted
@@ -247,6 +258,3 @@ def _result_file(task: Task, run: Run) -> str:
         steps = list(results.steps_of(read_metrics(run.path), run.state["total_steps"], over=True))
         files.add(task.database, task.project_id, "step_metrics.csv", "fine-tune-results", results.table(steps), id=id)
     return id
-
-
-__all__ = ["Invalid", "failed", "refusal", "run_of", "words", "work"]

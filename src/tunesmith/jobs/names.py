@@ -22,6 +22,10 @@ def is_tuned(name: str) -> bool:
     return name.startswith("ft:")
 
 
+def is_checkpoint(name: str) -> bool:
+    return ":ckpt-step-" in name
+
+
 def base_part(model: str) -> str:
     """The second part of a name: what was asked for, without where it is kept."""
     if is_tuned(model):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tunesmith.store.home import home
+from tunesmith.store.home import MODELS, home
 
 DEFAULT_PROJECT = "proj_default"
 
@@ -44,3 +44,8 @@ def job_dir(job_id: str) -> Path:
 
 def project_home(project_id: str) -> Path:
     return service().parent if project_id == DEFAULT_PROJECT else service() / "homes" / project_id
+
+
+def pin(project_id: str, job_id: str) -> Path:
+    """The file that keeps a job's release from being collected (`releases.gc`), as long as its model is there."""
+    return project_home(project_id) / MODELS / f"{job_id}.json"

@@ -60,11 +60,14 @@ class Settings(_Strict):
     limits: Limits = Limits()
 
     def base_of(self, name: str) -> str | None:
-        """The base that a name means here, or None for a name that may not be used."""
+        """The base that a name means here, or None for a name that may not be used. No pattern matches a fine-tuned model:
+        one that is gone must not be answered by a base."""
         if name in self.bases:
             return name
         if name in self.aliases:
             return self.aliases[name]
+        if name.startswith("ft:"):
+            return None
         return next((base for pattern, base in self.aliases.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 

@@ -1,6 +1,7 @@
 """What can go: releases, runs and datasets that nothing needs any more.
 
-    roots      every release in any channel's history; runs that go on or can be resumed; sweeps; the newest `keep` of each kind
+    roots      every release in any channel's history; models of fine-tuning jobs (`models/*.json`); runs that go on or can be
+               resumed; sweeps; the newest `keep` of each kind
     needed     a root, or anything that something needed names (its id stands in the other's files)
     collected  the rest, each in one rename, and not while a channel is moved or a release made
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from tunesmith.errors import UsageError
 from tunesmith.releases.channel import all_channels
 from tunesmith.store.files import explain_os_errors, held, read_json, remove_directory, sweep
-from tunesmith.store.home import changing, home
+from tunesmith.store.home import MODELS, changing, home
 
 KEEP = 5
 TOLD_BY = {"releases": ("manifest.json", "recipe.resolved.json", "dataset.json"),
@@ -87,7 +88,7 @@ def needed(things: list[Thing], keep: int) -> set[str]:
         same = sorted((t for t in things if t.kind == kind), key=Thing.age_key, reverse=True)
         roots |= {t.id for t in same[:keep]}
     roots |= {t.id for t in things if t.kind == "runs" and read_json(t.path / "run.json")["status"] in GOING_ON}
-    roots |= words((home() / "sweeps").glob("*/sweep.json"))
+    roots |= words((home() / "sweeps").glob("*/sweep.json")) | words((home() / MODELS).glob("*.json"))
     found, queue = set(), [i for i in roots if i in by_id]
     while queue:
         one = queue.pop()

@@ -20,6 +20,8 @@ from tunesmith.errors import NotFoundError
 from tunesmith.store.files import explain_os_errors
 
 KINDS = ("runs", "datasets", "releases", "channels")
+MODELS = "models"
+"""A file for each model that a service answers for, which names its release: it is not collected."""
 
 
 def home() -> Path:
