@@ -1,5 +1,7 @@
 """A live server over a release that was really trained, and what plain transformers and PEFT answer."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -9,8 +11,14 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tunesmith.jobs.database import Database
 
 READY = re.compile(r"^ready: (http://\S+)$", re.MULTILINE)
 LONGEST_START = 120
@@ -113,3 +121,69 @@ def alone(finished, lively_base, base, tuned, tokenizer):
         return (out[:-1], "stop") if out[-1] == tokenizer.eos_token_id else (out, "length")
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def bare(start_server, tmp_path_factory) -> tuple[Server, Path]:
+    """(a server without models and keys that takes files of 200 kB, its home)."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "config.yaml").write_text("aliases: {small: ./nowhere}\nworkers: 0\nlimits: {file_bytes: 200000}\n",
+                                        encoding="utf-8")
+    return start_server(folder / "home", "--config", str(folder / "config.yaml")), folder / "home"
+
+
+@dataclass
+class Inside:
+    """The application in this process, over a database and a directory of its own. No model is loaded."""
+
+    database: Database
+    app: FastAPI
+
+    def http(self, key: str | None = None, **options):
+        """A client of its routes, from this machine; with a key it sends that."""
+        from fastapi.testclient import TestClient
+
+        return TestClient(self.app, base_url="http://127.0.0.1", raise_server_exceptions=False, client=("127.0.0.1", 5),
+                          headers={"Authorization": f"Bearer {key}"} if key else None, **options)
+
+    def openai(self, key: str = "none", **options):
+        """The official client."""
+        from openai import OpenAI
+
+        return OpenAI(base_url="http://127.0.0.1/v1", api_key=key, max_retries=0, http_client=self.http(), **options)
+
+    def key(self, *scopes: str, project: str = "default") -> str:
+        from tunesmith.jobs import keys
+
+        return keys.add(self.database, project, scopes)[1]
+
+    def log(self) -> list:
+        """The audit log, oldest first."""
+        from tunesmith.jobs import audit
+
+        with self.database.read() as connection:
+            return audit.entries(connection, 10_000)[::-1]
+
+
+@pytest.fixture
+def inside(home):
+    """`inside(**settings)`: one of them; `keyless=False` for a server that others can reach."""
+    from tunesmith.api.app import create_app
+    from tunesmith.api.engines import Engines
+    from tunesmith.api.service import Service
+    from tunesmith.jobs import places
+    from tunesmith.jobs.database import Database
+    from tunesmith.jobs.projects import ensure_default
+    from tunesmith.jobs.settings import Settings
+
+    made = []
+
+    def make(keyless: bool = True, **settings) -> Inside:
+        settings, database = Settings(**settings), Database(places.default_database())
+        ensure_default(database)
+        made.append(database)
+        return Inside(database, create_app(Service(Engines(settings, database), database, settings, keyless=keyless)))
+
+    yield make
+    for database in made:
+        database.close()

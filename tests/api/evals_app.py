@@ -61,7 +61,7 @@ def app_over(home: Path, base: Path, url: str | None = None) -> Iterator[App]:
     with opened(url or places.default_database()) as database:
         ensure_default(database)
         fastapi = create_app(Service(Engines(settings, database, engine), database, settings))
-        with TestClient(fastapi, raise_server_exceptions=False) as http:
-            client = OpenAI(base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=http)
+        with TestClient(fastapi, base_url="http://127.0.0.1", raise_server_exceptions=False) as http:
+            client = OpenAI(base_url="http://127.0.0.1/v1", api_key="none", max_retries=0, http_client=http)
             yield App(client, database, fastapi, engine)
         engine.close()

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 VERBS = {"init", "import", "check", "train", "eval", "release", "run", "promote", "rollback", "serve", "runs", "show", "data",
-         "verify", "watch", "compare", "sweep", "vote", "merge", "export", "key", "sign", "push", "pull", "gc", "compose"}
+         "verify", "watch", "compare", "sweep", "vote", "merge", "export", "key", "sign", "push", "pull", "gc", "compose",
+         "access", "doctor"}
 KEYS = {"error", "what", "where", "why", "fix", "problems", "exit_code"}
 HEAVY = {"torch", "transformers", "peft", "pydantic", "fastapi", "mlflow", "uvicorn", "numpy", "yaml"}
 
@@ -49,7 +50,7 @@ def test_wrong_usage_is_exit_code_2_for_people_and_for_machines(command, home, a
     assert words in machines.json["what"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["data"], ["verify"], ["key"]])
+@pytest.mark.parametrize("arguments", [[], ["data"], ["verify"], ["key"], ["access"]])
 def test_without_a_verb_there_is_help_and_exit_code_2(command, arguments):
     done = command(*arguments, check=2)
     assert "Commands:" in done.stdout + done.stderr

@@ -175,6 +175,22 @@ def test_an_adapter_that_changes_nothing_is_not_served(base, tokenizer, tmp_path
         engine.close()
 
 
+def test_every_method_can_be_removed_and_leaves_nothing_to_the_others(base, tokenizer, folders, alone, prompts):
+    engine = Engine(base, tokenizer, "float32", "cpu", 0)
+    try:
+        for name, folder in folders.items():
+            engine.add([name], folder, tokenizer, fingerprint(tokenizer), 0)
+        for at, name in enumerate(NAMES[:-1]):
+            engine.remove(name)
+            following = NAMES[at + 1]
+            assert ask(engine, [(following, prompts[1])]) == [greedy(alone(following), prompts[1])]
+        engine.remove(NAMES[-1])
+        assert not engine._trees and not engine._carriers
+        assert ask(engine, [(base.ref, prompts[1])]) == [greedy(model_of(base, torch.float32), prompts[1])]
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("name", ["prompt", "prefix", "bottleneck", "full"])
 def test_nothing_goes_beside_what_stands_alone(decoder, saved, attached, name):
     model = methods.load(decoder(), saved(name))

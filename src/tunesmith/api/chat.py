@@ -6,7 +6,8 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
@@ -52,13 +53,23 @@ async def completions(body: CompletionRequest, request: Request, caller: Caller 
 
 
 async def _answer(shape: _Chat | _Text, asked: Asked, request: Request):
+    spend = partial(_spend, request)
+    spend("prompt", _usage(asked.prompts, 0)["total_tokens"])
     if asked.body.stream:
-        return StreamingResponse(_events(shape, asked), media_type="text/event-stream",
+        return StreamingResponse(_events(shape, asked, spend), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-    return shape.whole(await collect(asked, request.is_disconnected))
+    answers = await collect(asked, request.is_disconnected)
+    spend("completion", sum(a.tokens for a in answers))
+    return shape.whole(answers)
 
 
-async def _events(shape: _Chat | _Text, asked: Asked) -> AsyncIterator[str]:
+def _spend(request: Request, kind: str, tokens: int) -> None:
+    """Of the key's tokens a minute, and of what `/metrics` counts."""
+    request.state.spend(tokens)
+    service_of(request).metrics.tokens.labels(kind).inc(tokens)
+
+
+async def _events(shape: _Chat | _Text, asked: Asked, spend: Callable[[str, int], None]) -> AsyncIterator[str]:
     """Server-sent events in the order OpenAI sends them."""
     options, prompts = asked.body.stream_options, asked.prompts
     usage = bool(options and options.include_usage)
@@ -76,6 +87,7 @@ async def _events(shape: _Chat | _Text, asked: Asked) -> AsyncIterator[str]:
     except TunesmithError as error:
         yield _event(error_body(words(error), kind="server_error"))
     finally:
+        spend("completion", made)
         await pieces.aclose()
 
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 
-from tunesmith.errors import NotFoundError
-from tunesmith.jobs.database import Database
+from tunesmith.api.errors import BadParameter
+from tunesmith.errors import NotFoundError, UsageError
+from tunesmith.jobs import places
+from tunesmith.jobs.database import Database, clock
+from tunesmith.jobs.names import is_tuned
 from tunesmith.jobs.settings import Settings
 from tunesmith.jobs.tables import models, permissions
 from tunesmith.serving.engine import Engine, Served
+
+LONGEST_NAME = 255
 
 
 class Engines:
@@ -33,16 +37,19 @@ class Engines:
 
     async def ready(self, name: str, project_id: str) -> tuple[Engine, Served]:
         """The engine that answers to a name, loaded. Raises NotFoundError for a name that this project may not ask for."""
-        if self.given and name in self.given.served:
+        if self.given and name in self.given.served and not is_tuned(name):  # of these, only the database knows whose they are
             return self.given, self.given.find(name)
         return await run_in_threadpool(self.load, name, project_id)
 
     def load(self, name: str, project_id: str) -> tuple[Engine, Served]:
         """`ready`, on this thread."""
-        if self.given and name in self.given.served:
+        if self.given and name in self.given.served and not is_tuned(name):
             return self.given, self.given.find(name)
         if (row := self.model(name, project_id)) is not None:
             engine = self._engine(row["base"], row["dtype"])
+            if engine.base.digest != row["base_digest"]:
+                raise UsageError(f"The base of the model `{name}` is not the one that it was trained on", why="it has changed",
+                                 fix="the operator brings it back, or the model is trained again")
             with self._loading:
                 if name not in engine.served:
                     self._add(engine, row)
@@ -50,30 +57,50 @@ class Engines:
         if (base := self.settings.base_of(name)) is not None:
             engine = self._engine(base)
             return engine, engine.find(engine.base.ref)
-        raise NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
-                            fix="GET /v1/models lists those that you may ask for")
+        raise _unknown(name)
 
     def model(self, name: str, project_id: str) -> sa.RowMapping | None:
         """The row of a fine-tuned model that this project may ask for."""
-        shared = sa.exists().where(permissions.c.model == models.c.name, permissions.c.project_id == project_id)
+        if "\0" in name or len(name) > LONGEST_NAME:
+            return None
         with self._database.read() as connection:
-            return connection.execute(sa.select(models).where(
-                models.c.name == name, models.c.deleted_at.is_(None), sa.or_(models.c.project_id == project_id, shared)
-            )).mappings().first()
+            return connection.execute(sa.select(models).where(models.c.name == name, _visible(project_id))).mappings().first()
+
+    def forget(self, name: str, project_id: str) -> None:
+        """Delete a fine-tuned model of this project: nobody can ask it any more. Its release stays on disk.
+
+        Raises:
+            NotFoundError: there is no such model. BadParameter (403): it is not this project's to delete.
+        """
+        row = self.model(name, project_id)
+        if row is None:
+            self.describe(name, project_id)
+            raise BadParameter(f"The model `{name}` was not fine-tuned here: it cannot be deleted", None, "forbidden", 403)
+        if row["project_id"] != project_id:
+            raise BadParameter(f"The model `{name}` is another project's: it cannot be deleted", None, "forbidden", 403)
+        with self._database.write() as connection:
+            connection.execute(permissions.delete().where(permissions.c.model == name))
+            connection.execute(models.update().where(models.c.name == name).values(deleted_at=int(clock(connection))))
+        self._unload(name)
+
+    def _unload(self, name: str) -> None:
+        with self._loading:
+            for engine in self.all:
+                if name in engine.served:
+                    engine.remove(name)
 
     def named(self, project_id: str) -> list[dict]:
         """All models that this project may ask for, as `/v1/models` shows them."""
-        found = [_shown(s.name, s.created, s.root) for s in self.given.served.values()] if self.given else []
+        found = [_shown(s.name, s.created, s.root) for s in self.given.served.values()
+                 if not is_tuned(s.name)] if self.given else []
         known = {m["id"] for m in found}
         for name in (*self.settings.bases, *(a for a in self.settings.aliases if not set(a) & set("*?["))):
             if name not in known:
                 known.add(name)
                 found.append(_shown(name, self._began, self.settings.base_of(name)))
-        shared = sa.exists().where(permissions.c.model == models.c.name, permissions.c.project_id == project_id)
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(models).where(
-                models.c.deleted_at.is_(None), sa.or_(models.c.project_id == project_id, shared))
-                .order_by(models.c.created_at, models.c.name)).mappings().all()
+            rows = connection.execute(sa.select(models).where(_visible(project_id))
+                                      .order_by(models.c.created_at, models.c.name)).mappings().all()
         return found + [_shown(r["name"], r["created_at"], r["base"]) for r in rows]
 
     def describe(self, name: str, project_id: str) -> dict:
@@ -83,8 +110,7 @@ class Engines:
                 return model
         if (base := self.settings.base_of(name)) is not None:
             return _shown(name, self._began, base)
-        raise NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
-                            fix="GET /v1/models lists those that you may ask for")
+        raise _unknown(name)
 
     @property
     def all(self) -> Sequence[Engine]:
@@ -117,9 +143,23 @@ class Engines:
     def _add(self, engine: Engine, row: sa.RowMapping) -> None:
         from transformers import AutoTokenizer
 
-        tokenizer = (AutoTokenizer.from_pretrained(row["tokenizer"], trust_remote_code=False) if row["tokenizer"]
+        home = places.project_home(row["project_id"])
+        if not (home / row["adapter"]).is_dir():
+            raise _unknown(row["name"])  # a checkpoint that has just made room for a later one, or files that were removed
+        tokenizer = (AutoTokenizer.from_pretrained(home / row["tokenizer"], trust_remote_code=False) if row["tokenizer"]
                      else engine.find(engine.base.ref).tokenizer)
-        engine.add([row["name"]], Path(row["adapter"]), tokenizer, row["template_fingerprint"], row["created_at"])
+        engine.add([row["name"]], home / row["adapter"], tokenizer, row["template_fingerprint"], row["created_at"])
+
+
+def _visible(project_id: str) -> sa.ColumnElement[bool]:
+    """Of fine-tuned models: those of a project, and those that it was given permission for."""
+    shared = sa.exists().where(permissions.c.model == models.c.name, permissions.c.project_id == project_id)
+    return sa.and_(models.c.deleted_at.is_(None), models.c.ready, sa.or_(models.c.project_id == project_id, shared))
+
+
+def _unknown(name: str) -> NotFoundError:
+    return NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
+                         fix="GET /v1/models lists those that you may ask for")
 
 
 def _shown(name: str, created: int, root: str | None) -> dict:

@@ -19,3 +19,10 @@ def models(caller: Caller = Depends(may("infer")), service: Service = Depends(se
 @router.get("/v1/models/{name:path}")
 def model(name: str, caller: Caller = Depends(may("infer")), service: Service = Depends(service_of)) -> dict:
     return service.engines.describe(name, caller.project_id)
+
+
+@router.delete("/v1/models/{name:path}")
+def delete(name: str, caller: Caller = Depends(may("train")), service: Service = Depends(service_of)) -> dict:
+    """Fine-tuned models of the caller's project only."""
+    service.engines.forget(name, caller.project_id)
+    return {"id": name, "object": "model", "deleted": True}

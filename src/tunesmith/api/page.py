@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from tunesmith.api.errors import BadParameter
+from tunesmith.jobs.ids import possible
 
 
 def listed(data: Sequence[dict], has_more: bool = False) -> dict:
@@ -23,7 +24,7 @@ def page_of(connection: sa.Connection, table: sa.Table, where: Sequence, *, afte
     """
     query, columns = sa.select(table).where(*where), [table.c[name] for name in by]
     if after is not None:
-        place = connection.execute(sa.select(*columns).where(table.c.id == after, *where)).first()
+        place = connection.execute(sa.select(*columns).where(table.c.id == after, *where)).first() if possible(after) else None
         if place is None:
             raise BadParameter(f"No such id in this list: {after}", "after")
         here, there = sa.tuple_(*columns), sa.tuple_(*place)

@@ -268,7 +268,7 @@ def explain(errors: list[dict]) -> tuple[str, str | None, str | None]:
     if first["type"] == "json_invalid":
         return f"the request body is not JSON: {first['ctx']['error']}", None, None
     if first["type"] in (UNSUPPORTED, UNKNOWN):
-        return first["msg"], first["type"], first["ctx"]["param"]
+        return first["msg"], first["ctx"].get("code", first["type"]), first["ctx"]["param"]
     if first["type"] == REFUSED:
         return _explain_refused(first)
     param = _param(first["loc"])

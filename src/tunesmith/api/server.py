@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,14 +10,17 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from tunesmith.api.app import create_app
+from tunesmith.api.caller import is_loopback
 from tunesmith.api.engines import Engines
 from tunesmith.api.service import Service
 from tunesmith.errors import UsageError
 from tunesmith.jobs import places
-from tunesmith.jobs.database import opened
+from tunesmith.jobs.database import Database, opened
 from tunesmith.jobs.dispatcher import Dispatcher
+from tunesmith.jobs.keys import any_made
 from tunesmith.jobs.projects import ensure_default
-from tunesmith.jobs.settings import Settings
+from tunesmith.jobs.settings import Settings, database_url
+from tunesmith.jobs.sweeper import Sweeper
 from tunesmith.releases.bundle import Release
 from tunesmith.releases.channel import current
 from tunesmith.serving.engine import Engine
@@ -34,7 +36,8 @@ def serve(*, channels: list[str], releases: list[str], base: str | None, host: s
         NotFoundError, StoreError, AdapterError: a release that is not there, not whole, or does not fit.
     """
     listener = listen(host, port)
-    with listener, opened(os.environ.get("TUNESMITH_DATABASE") or settings.database or places.default_database()) as database:
+    with listener, opened(database_url(settings)) as database:
+        keyless = _keyless(listener, database, say)
         asked = channels or releases or base or runs
         if not asked and not settings.bases and not settings.aliases:
             raise _nothing()
@@ -43,14 +46,17 @@ def serve(*, channels: list[str], releases: list[str], base: str | None, host: s
             settings = settings.model_copy(update={"bases": [*settings.bases, given.base.ref]})
         engines = Engines(settings, database, given)
         dispatcher = Dispatcher(database, settings, say)
-        service = Service(engines, database, settings, dispatcher)
+        service = Service(engines, database, settings, dispatcher, keyless=keyless)
         ensure_default(database)
         dispatcher.start()
+        sweeper = Sweeper(database, say)
+        sweeper.start()
         try:
             say(f"serving {', '.join(m['id'] for m in engines.named(places.DEFAULT_PROJECT))}")
             address = f"[{host}]" if ":" in host else host
             _Server(create_app(service), lambda: say(f"ready: http://{address}:{listener.getsockname()[1]}/v1")).run([listener])
         finally:
+            sweeper.stop()
             dispatcher.stop()
             engines.close()
 
@@ -59,7 +65,8 @@ class _Server(uvicorn.Server):
     """uvicorn's, which says when it is ready (signals are handled from there on) and does not raise them again at the end."""
 
     def __init__(self, app, ready: Callable[[], None]):
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5,
+                                        server_header=False))
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -69,6 +76,24 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig, frame) -> None:
         self.force_exit = self.should_exit  # asked twice
         self.should_exit = True
+
+
+def _keyless(listener: socket.socket, database: Database, say: Callable[[str], None]) -> bool:
+    """Whether requests need no key as long as none was made: nobody but this machine can reach the server.
+
+    Raises:
+        UsageError: others can, and there is no key.
+    """
+    address = listener.getsockname()[0]
+    local = is_loopback(address)
+    with database.read() as connection:
+        made = any_made(connection)
+    if not made and not local:
+        raise UsageError(f"no API key was made, and {address} can be reached from other machines", fix="make one: `tunesmith "
+                         "access key add --project default --scope admin`; or listen on --host 127.0.0.1")
+    if not made:
+        say("no API key was made: everybody on this machine may do everything (`tunesmith access key add` ends that)")
+    return local
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -30,7 +30,9 @@ class Service:
     dispatcher: Dispatcher | None = None
     """None: jobs wait for another server."""
     keyless: bool = True
-    """Requests need no key: on loopback, as long as none was made."""
+    """Requests need no key as long as none was made: the server listens on loopback."""
+    receiving: dict[str, int] = field(default_factory=dict)
+    """Bytes of files that are on their way, by project; the event loop's."""
     metrics: Metrics = field(default_factory=_metrics)
 
     def nudge(self) -> None:

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from tunesmith.cli import (
+    access,
     channel,
     check,
     compose,
@@ -42,6 +43,7 @@ for verb in (init.init, check.check, train.train, sweep.sweep, evaluate.eval_, v
 app.add_typer(data.app, name="data")
 app.add_typer(verify.app, name="verify")
 app.add_typer(ship.key, name="key")
+app.add_typer(access.app, name="access")
 
 WrongCommandLine = typer.BadParameter.__base__
 """What is raised for unknown verbs, options and missing arguments; typer does not export it."""

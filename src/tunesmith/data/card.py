@@ -70,8 +70,8 @@ def packing(dataset: Dataset, recipe: Recipe) -> dict:
     """`pack.packing_report` of the steps that this recipe would train."""
     tokens, train = dataset.tokens(TRAIN), recipe.train
     lengths = tokens.lengths
-    steps = plan_steps(lengths, tokens_per_step=train.tokens_per_step, tokens_per_pack=train.tokens_per_pack, epochs=1,
-                       max_steps=train.max_steps, seed=train.seed)
+    steps = plan_steps(lengths, tokens_per_step=train.tokens_per_step, tokens_per_pack=train.tokens_per_pack,
+                       rows_per_step=train.rows_per_step, epochs=1, max_steps=train.max_steps, seed=train.seed)
     return packing_report(lengths, tokens.trained_lengths(), steps)
 
 

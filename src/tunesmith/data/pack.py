@@ -1,7 +1,7 @@
 """Which rows each optimizer step trains, and in which forward pass. A pure function: resume only needs a step number.
 
     epoch 0, shuffled        [7][2][9][4][1]...
-    steps of tokens_per_step  [7 2 9] [4 1 ...]          in order, full when the next row would not fit
+    steps of tokens_per_step  [7 2 9] [4 1 ...]          in order, full when the next row would not fit; or of rows_per_step
     packs of tokens_per_pack  [9 7][2]                   first-fit decreasing inside a step
 """
 
@@ -24,13 +24,18 @@ class Step:
 
 
 def plan_steps(lengths: list[int], *, tokens_per_step: int, tokens_per_pack: int | None = None, epochs: int = 1,
-               max_steps: int | None = None, seed: int = 0) -> list[Step]:
-    """Steps of a whole training. Every row is in exactly one step of each full epoch."""
+               max_steps: int | None = None, seed: int = 0, rows_per_step: int | None = None) -> list[Step]:
+    """Steps of a whole training. Every row is in exactly one step of each full epoch.
+
+    With `rows_per_step` a step has so many rows (the last of an epoch what is left), whatever their length.
+    """
     steps: list[Step] = []
     for epoch in range(epochs):
         order = list(range(len(lengths)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
-        for rows in _fill(order, lengths, tokens_per_step):
+        groups = ([order[i : i + rows_per_step] for i in range(0, len(order), rows_per_step)] if rows_per_step
+                  else _fill(order, lengths, tokens_per_step))
+        for rows in groups:
             if max_steps is not None and len(steps) == max_steps:
                 return steps
             packs = _first_fit_decreasing(rows, lengths, tokens_per_pack or tokens_per_step)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tunesmith.errors import Problem, UsageError
+from tunesmith.jobs import places
 
 
 class _Strict(BaseModel):
@@ -64,6 +66,11 @@ class Settings(_Strict):
         if name in self.aliases:
             return self.aliases[name]
         return next((base for pattern, base in self.aliases.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def database_url(settings: Settings) -> str:
+    """Of the environment, of the settings, or that of the file in TUNESMITH_HOME."""
+    return os.environ.get("TUNESMITH_DATABASE") or settings.database or places.default_database()
 
 
 def read_settings(path: Path) -> Settings:

@@ -124,8 +124,9 @@ def _carry_out(task: Task, kind) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         task.end()
-    if isinstance(error, Lost) or task.lost:
-        return 1
+    if isinstance(error, Lost | sa.exc.OperationalError | sa.exc.InterfaceError) or task.lost:
+        task.say(str(error))
+        return 1  # of a database that was away, too: whoever claims the job when the lease has run out goes on
     with task.database.write() as connection:
         try:
             wanted = queue.still_mine(connection, task.claim)

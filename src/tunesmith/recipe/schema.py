@@ -216,6 +216,8 @@ class Checkpoint(Section):
     keep: Annotated[int, Field(ge=1)] = 3
     keep_best: bool = False
     """The run ends with the adapter of its lowest held-out loss instead of the last. Needs train.eval_every_steps."""
+    keep_epochs: Annotated[int, Field(ge=0)] = 0
+    """Of so many last epochs the adapter is kept as well, as `epoch-STEP` in the run; each can be served."""
 
 
 class EarlyStop(Section):
@@ -231,6 +233,8 @@ class Train(Section):
     """Stop, and end the schedule, after this many steps even when epochs are left."""
     tokens_per_step: Annotated[int, Field(ge=1)] = 4096
     """Real tokens (no padding) that one optimizer step sees, at most, unless a single row is longer."""
+    rows_per_step: Annotated[int, Field(ge=1)] | None = None
+    """Rows that one optimizer step sees, whatever their length, instead of tokens_per_step: a batch as others count it."""
     tokens_per_pack: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one forward pass; null: tokens_per_step. Smaller saves memory, the result is the same."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 2.0e-4
@@ -246,16 +250,21 @@ class Train(Section):
     """Of the frozen base and the activations; adapters are always float32. auto: measured at start."""
     eval_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Held-out loss during training; null: at the beginning and the end."""
+    eval_every_epoch: bool = False
+    """Held-out loss at the end of each epoch as well."""
     drift_every_steps: Annotated[int, Field(ge=1)] | None = None
     """How far the model has moved on neutral text, after so many steps and at the end; null: not asked. It costs two forward
     passes over 512 tokens a time, changes nothing in the training, and `health` warns when it grows."""
+    start_from: Annotated[str, Field(min_length=1)] | None = None
+    """An adapter to go on from, of the same method, shape and base: a run, a release, or a directory relative to the recipe.
+    null: the method's own beginning. dpo and kto then compare with that adapter, not with the base."""
     early_stop: EarlyStop | None = None
     """End when the held-out loss no longer falls; null: train all steps. Needs train.eval_every_steps."""
     checkpoint: Checkpoint = Checkpoint()
 
     @model_validator(mode="after")
     def _the_best_is_looked_for(self):
-        if self.eval_every_steps is None and (self.early_stop or self.checkpoint.keep_best):
+        if self.eval_every_steps is None and not self.eval_every_epoch and (self.early_stop or self.checkpoint.keep_best):
             name = "early_stop" if self.early_stop else "checkpoint.keep_best"
             raise ValueError(f"{name} compares evaluations during training: set train.eval_every_steps, for example to a "
                              "tenth of the steps")
@@ -267,6 +276,8 @@ class Track(Section):
     """`sqlite`: inside TUNESMITH_HOME. Any MLflow tracking URI, or null."""
     experiment: str | None = None
     """MLflow experiment; null: the recipe's name."""
+    tags: dict[str, str] = {}
+    """More tags of the MLflow run."""
     aliases: dict[str, str] = {"production": "champion"}
     """Aliases of the registered model that follow channels: channel -> alias. `challenger` is the newest release after that."""
 

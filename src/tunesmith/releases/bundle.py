@@ -225,6 +225,7 @@ def _bundle(run: Run, report: dict, gates: list[dict], overrides: list[dict], sa
             "recipe_folder": str(loaded.folder), "gates": gates, "overrides": overrides, "verdict": "pass",
             "metrics": {n: {k: m[k] for k in ("base", "tuned", "delta", "ci95")}
                         for n, m in report["sets"][report["primary"]]["metrics"].items()},
+            **({"started_from": state["started_from"]} if state.get("started_from") else {}),
             "files": sha256_tree(staging),
         }
         manifest["release_id"] = _release_id(manifest)

@@ -13,7 +13,6 @@ nothing but what is new in it: an adapter, 4-bit copies of the layers (QLoRA), o
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import queue
 import threading
@@ -177,13 +176,17 @@ class Engine:
 
     def _free(self, inside: str) -> None:
         """Drop an adapter's weights, and its tree if nothing else is on it."""
+        from tunesmith.engine.memory import give_back
+
         made = self._carriers.pop(inside)
-        if any(other is made for other in self._carriers.values()):
+        beside = next((name for name, tree in self._carriers.items() if tree is made), None)
+        if beside:
+            made.set_adapter(beside)
             made.delete_adapter(inside)
         else:
             self._trees = {kind: tree for kind, tree in self._trees.items() if tree is not made}
         del made
-        gc.collect()  # modules know each other in circles
+        give_back()
 
     def find(self, name: str) -> Served:
         """Raises NotFoundError for a name that is not served; never falls back to the base."""

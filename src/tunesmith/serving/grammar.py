@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.serving.text import special_tokens
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """Between two tokens of JSON: enough for any indentation, and an end to a model that would say spaces for ever."""
-OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
+OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False, "json_allowed_escapes": 'nrbtf\\"'}
+"""Without \\uXXXX: spelled with it, a name that a schema describes would pass for another one, and hide it from a reader."""
 MAX_DEPTH = 64
 """Of a schema. OpenAI takes 10 levels."""
 MAX_CHARS = 200_000
@@ -137,13 +139,33 @@ def _plain(schema: dict) -> dict:
     return {k: v for k, v in schema.items() if k != "x-guidance"}
 
 
+class _Words:
+    """A vocabulary as llguidance asks for it.
+
+    Its own reading of a tokenizer takes every added token of the form <...> for a control token, so that no text could hold
+    `<think>`. Here those are special which the tokenizer itself leaves out of texts.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: frozenset[int]):
+        from llguidance.hf import from_tokenizer
+
+        read = from_tokenizer(tokenizer, eos_token=sorted(stop_ids))
+        self.tokens = [read.decode_bytes([i]) for i in range(read.vocab_size)]
+        self.eos_token_id, self.bos_token_id = min(stop_ids), None
+        self.special_token_ids = sorted(special_tokens(tokenizer))
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer(text.decode(errors="replace"), add_special_tokens=False)["input_ids"]
+
+
 @lru_cache(maxsize=8)
 def _vocabulary(tokenizer: Any, stop_ids: frozenset[int]):
     """The tokenizer's tokens as bytes. Takes up to a second, so it is kept."""
-    from llguidance.hf import from_tokenizer
+    from llguidance import LLTokenizer, TokenizerWrapper
 
     try:
-        return from_tokenizer(tokenizer, eos_token=sorted(stop_ids))
+        return LLTokenizer(TokenizerWrapper(_Words(tokenizer, stop_ids)), eos_token=sorted(stop_ids))
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError("answers of this base cannot be held to a form", why=f"its tokenizer: {_short(str(error))}") from error
 

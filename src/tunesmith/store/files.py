@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.errors import StoreError, TunesmithError
 
@@ -84,19 +84,34 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically and durably."""
+    with beside(path) as (f, put_in_place):
+        f.write(data)
+        put_in_place()
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """(a new file beside `path`, what flushes it and renames it to `path`), for whoever writes piece by piece. It is gone at
+    the end of the block unless it was put in its place, and locked until then: there, too, it is not finished with.
+
+    Raises:
+        StoreError: the disk is full, or may not be written to.
+    """
     with explain_os_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         name, fd = _locked(lambda: _new_file(path), os.O_RDWR)
-        try:
-            with os.fdopen(fd, "wb") as f:
-                f.write(data)
+        with os.fdopen(fd, "w+b") as f:
+
+            def put_in_place() -> None:
                 f.flush()
                 os.fsync(f.fileno())
                 os.chmod(name, 0o644)
                 os.replace(name, path)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
+
+            try:
+                yield f, put_in_place
+            finally:
+                name.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from tunesmith.data.dataset import TRAIN, Dataset
 from tunesmith.data.leaks import leaked_rows
-from tunesmith.data.pack import plan_steps
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import BaseModelError, Problem, TunesmithError
 from tunesmith.models.base import Base, resolve
@@ -20,7 +19,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.template.fingerprint import fingerprint
 from tunesmith.training import advice
 from tunesmith.training.objective import rows_of, teacher_of
-from tunesmith.training.run import tokenizer_for
+from tunesmith.training.run import planned, tokenizer_for
 
 MASK_LOW, MASK_HIGH = 0.01, 0.95
 """Shares of trained tokens outside of which the mask is suspicious."""
@@ -118,8 +117,7 @@ def plan(recipe: Recipe, base: Base, dataset: Dataset, model) -> Plan:
     shape = arithmetic.Shape.of(config, parameter_count(base), needs.trainable, choice.dtype.itemsize,
                                 needs.adapts_linear)
     lengths = rows_of(recipe, dataset, TRAIN).lengths
-    steps = plan_steps(lengths, tokens_per_step=recipe.train.tokens_per_step, tokens_per_pack=recipe.train.tokens_per_pack,
-                       epochs=recipe.train.epochs, max_steps=recipe.train.max_steps, seed=recipe.train.seed)
+    steps = planned(recipe.train, lengths)
     rows = [[lengths[r] + needs.tokens_per_row for r in pack] for step in steps for pack in step.packs]
     packs = [max(pack) * len(pack) if engine == "plain" else sum(pack) for pack in rows]
     started = resident_bytes()

@@ -5,6 +5,7 @@
                     trainer_state.json      step, and the digest of every other file
 
     best-N/         the same without optimizer, schedule and random state: the adapter of the lowest held-out loss
+    epoch-N/        the same of an epoch that ended with step N
 
 The directory appears in one rename when all of it is on disk. `.pt` files are read with `weights_only`: no code runs.
 """
@@ -30,7 +31,7 @@ from tunesmith.store.files import publish_directory, read_json, remove_directory
 if TYPE_CHECKING:
     from peft import PeftModel
 
-NAME = re.compile(r"^(?:checkpoint|best)-(\d+)$")
+NAME = re.compile(r"^(?:checkpoint|best|epoch)-(\d+)$")
 STATE_FILE = "trainer_state.json"
 
 
@@ -65,6 +66,20 @@ def save_best(run_dir: Path, step: int, model: PeftModel) -> None:
     with publish_directory(run_dir / f"best-{step}") as staging:
         methods.save(model, staging)
         write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
+
+
+def save_epoch(run_dir: Path, step: int, model: PeftModel, keep: int) -> None:
+    """Write `epoch-{step}` and remove all but the newest `keep`. Later ones, of before a crash, are what they will be again."""
+    with publish_directory(run_dir / f"epoch-{step}") as staging:
+        methods.save(model, staging)
+        write_json(staging / STATE_FILE, {"global_step": step, "files": sha256_tree(staging)})
+    for old in epochs_in(run_dir)[:-keep]:
+        remove_directory(old)
+
+
+def epochs_in(run_dir: Path) -> list[Path]:
+    """Kept epochs of a run, oldest first."""
+    return sorted((p for p in run_dir.glob("epoch-*") if NAME.match(p.name)), key=step_of)
 
 
 def save_best_again(run_dir: Path, step: int, adapter: Path) -> None:

@@ -77,6 +77,10 @@ class Training:
         """Whether the training ended after so many steps, now or before it was extended."""
         return done == len(self.steps) or (done, done) in self.earlier
 
+    def ends_epoch(self, done: int) -> bool:
+        """Whether an epoch is over after so many steps."""
+        return done == len(self.steps) or self.steps[done].epoch != self.steps[done - 1].epoch
+
     def renew_learning_rate(self) -> None:
         """Of an extended run: a checkpoint holds the rate of the step after it by the schedule that was known then."""
         if self.earlier:
@@ -183,13 +187,17 @@ def train(t: Training, start: int = 0) -> Outcome:
             judge(record)
 
             last, stop = t.is_end(done), interrupted()
-            if last or (t.config.eval_every_steps and done % t.config.eval_every_steps == 0):
+            if last or (t.config.eval_every_steps and done % t.config.eval_every_steps == 0) or (
+                    t.config.eval_every_epoch and t.ends_epoch(done)):
                 held_out(done)
             last = last or health.exhausted
             if t.drift and (last or done % t.config.drift_every_steps == 0):
                 drifted(done)
             if done == MOVED_AFTER:
                 check_adapter(t.model, done)
+            if t.config.checkpoint.keep_epochs and t.ends_epoch(done):
+                check_adapter(t.model, done)  # before the checkpoint: who goes on from there does not come by here again
+                checkpoint.save_epoch(t.run_dir, done, t.model, t.config.checkpoint.keep_epochs)
             if last or stop or done % t.config.checkpoint.every_steps == 0:
                 check_adapter(t.model, done)
                 saved = checkpoint.save(t.run_dir, done, t.model, t.optimizer, t.scheduler,

@@ -131,7 +131,8 @@ def _against_the_base(asking: _Asking, model, answer_logps: Callable, facts: dic
             return family(*rows[i]) if pairs else family(*rows[i], rows.mismatched(i))
 
         kept[part] = asking.kept(part, name)
-        logps = reference.base_logps(kept[part], model, answer_logps, asking.rows(part), answers, asking.pack_tokens)
+        logps = reference.base_logps(kept[part], model, answer_logps, asking.rows(part), answers, asking.pack_tokens,
+                                     adapted="started_from" in facts)
 
         def sample(i: int, rows=rows, answers=answers, logps=logps):
             prompt, *given = answers(i)
@@ -143,7 +144,7 @@ def _against_the_base(asking: _Asking, model, answer_logps: Callable, facts: dic
     objective = dpo.Dpo(answer_logps, config.beta, config.loss, config.label_smoothing) if pairs else \
         kto.Kto(answer_logps, config.beta, config.desirable_weight, config.undesirable_weight)
     made = Made(objective, *samples.values(), reference=asking.facts(name, kept))
-    if asking.loaded.recipe.method.type in STARTS_ELSEWHERE:
+    if asking.loaded.recipe.method.type in STARTS_ELSEWHERE and "started_from" not in facts:
         return made
     return Made(objective, *samples.values(), objective.first_loss, made.reference)
 

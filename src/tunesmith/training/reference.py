@@ -93,8 +93,9 @@ class Kept:
 
 
 def base_logps(kept: Kept, model, answer_logps: Callable, rows: Sequence[int], family: Callable[[int], Any],
-               pack_tokens: int) -> np.ndarray:
-    """Log p of each answer of `rows` by the model without its adapter, float64 [rows of the part, answers].
+               pack_tokens: int, adapted: bool = False) -> np.ndarray:
+    """Log p of each answer of `rows` by the model without its adapter, float64 [rows of the part, answers]; `adapted`: with the
+    one that it begins with (`train.start_from`).
 
     Only what no run has asked for before is computed; rows that nobody has are NaN.
     """
@@ -114,8 +115,10 @@ def base_logps(kept: Kept, model, answer_logps: Callable, rows: Sequence[int], f
 
         was_training = model.training
         model.eval()
-        with torch.inference_mode(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            kept.fill(missing, {r: families.tokens(rows) for r, rows in made.items()}, pack_tokens, "the base's", ask)
+        off = not adapted and hasattr(model, "disable_adapter")
+        with torch.inference_mode(), model.disable_adapter() if off else nullcontext():
+            kept.fill(missing, {r: families.tokens(rows) for r, rows in made.items()}, pack_tokens,
+                      "the first adapter's" if adapted else "the base's", ask)
         model.train(was_training)
     return kept.arrays["logps"]
 

@@ -213,12 +213,14 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
 
     from tunesmith import methods
     from tunesmith.engine.precision import choose
+    from tunesmith.training import start
 
     wanted = methods.wanted_dtype(loaded.recipe.method, loaded.recipe.train.dtype)
     choice = choose(wanted)
     say(choice.because if wanted == loaded.recipe.train.dtype else
         choice.because.replace("the recipe says so", f"{loaded.recipe.method.type} trains weights of the base itself"))
     run_id = new_run_id(loaded.recipe.name)
+    started = {"started_from": found} if (found := start.facts(loaded, base)) else {}
     path = home() / "runs" / run_id
     sweep(path.parent)
     with publish_directory(path) as staging:
@@ -233,7 +235,7 @@ def _created(loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> Run:
             "base": {"ref": base.ref, "digest": base.digest, "parameters": parameter_count(base)},
             "dataset_id": dataset.id, "template_fingerprint": dataset.manifest["inputs"]["template"],
             "dtype": str(choice.dtype).removeprefix("torch."), "device": choice.device,
-            "threads": torch.get_num_threads(), "warnings": [],
+            "threads": torch.get_num_threads(), "warnings": [], **started,
         })
     run = Run(path)
     run.event("created", dataset=dataset.id, base=base.digest)
@@ -245,7 +247,7 @@ def _resumed(name: str, loaded: Loaded, base: Base, dataset: Dataset) -> Run:
     from tunesmith.training.extend import agreed
 
     run = Run.find(name)
-    before, now_ = read_json(run.path / "recipe.resolved.json"), agreed(run.state, loaded).recipe.model_dump(mode="json")
+    before, now_ = (r.recipe.model_dump(mode="json") for r in (run.recipe(), agreed(run.state, loaded)))
     if past := run.state.get("extended"):
         before["train"]["epochs"] = past[-1]["epochs"][1]
     changed = sorted(_flat(before).items() ^ _flat(now_).items())
@@ -271,7 +273,7 @@ def _flat(value, prefix: str = "") -> dict[str, str]:
 def planned(train: Train, lengths: list[int]) -> list[Step]:
     """All steps of a training. More epochs only add steps at the end."""
     return plan_steps(lengths, tokens_per_step=train.tokens_per_step, tokens_per_pack=train.tokens_per_pack,
-                      epochs=train.epochs, max_steps=train.max_steps, seed=train.seed)
+                      rows_per_step=train.rows_per_step, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed)
 
 
 def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> dict:
@@ -280,7 +282,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     from tunesmith import methods
     from tunesmith.engine.memory import peak_bytes
     from tunesmith.engine.native import build
-    from tunesmith.training import checkpoint, drift, loop
+    from tunesmith.training import checkpoint, drift, loop, start
     from tunesmith.training import objective as objectives
     from tunesmith.training.extend import earlier_schedules
     from tunesmith.training.health import check_trained
@@ -292,6 +294,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     random.seed(recipe.train.seed)  # checkpoints hold its state; unseeded, no two processes would agree on it
     model = methods.attach(model_of(base, getattr(torch, state["dtype"]), state["device"]), recipe.method, base.ref,
                            base.digest)
+    started = start.begin(run, loaded, model, say)
     engine, _forward_loss = prepare_engine(model, recipe, say)
     kernels = build.digest() if engine == "fast" else "torch"
     steps = planned(recipe.train, tokens.lengths)
@@ -300,6 +303,7 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
     check_trained(steps, tokens.trained_lengths(), TRAIN)
     check_trained(held_out, watched.trained_lengths(), dataset.tests[0])
     facts = {"engine": engine, "kernels": kernels, "dtype": state["dtype"], "device": state["device"]}
+    facts |= {"started_from": started["digest"]} if started else {}
     made = objectives.make(loaded, base, dataset, model, facts, (steps, held_out), state.get("reference"), say)
     tracker = _tracker(run, loaded, dataset)
 
@@ -311,22 +315,22 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
                              _largest(steps, tokens), _tolerant(tracker.metrics, say), run.warn, run.event, shares,
                              earlier_schedules(state), methods.learning_rate_ratios(recipe.method), made.first_loss,
                              drift.during_training(recipe, model, tokenizer_for(base, loaded), engine))
-    start = 0
+    first = 0
     if newest := checkpoint.newest_whole(run.path, say):
-        start = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
+        first = checkpoint.restore(newest, model, training.optimizer, training.scheduler)["global_step"]
         training.renew_learning_rate()
-        say(f"resuming {run.path.name} after step {start}")
+        say(f"resuming {run.path.name} after step {first}")
         if kernels != state.get("kernels", "torch"):
             say("it began with other kernels (of the C compiler or of torch): equal to rounding, not bit for bit")
-        run.event("resumed", after_step=start)
+        run.event("resumed", after_step=first)
     if made.reference:
         run.update(reference=made.reference)
     run.update(status="running", process={"pid": os.getpid(), "host": platform.node()}, engine=engine, kernels=kernels,
                trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), total_steps=len(steps),
                rows_trained=len({row for step in steps for row in step.rows}), mlflow_run_id=tracker.run_id, error=None,
-               warnings=[w for w in state.get("warnings", []) if w["step"] <= start])
+               warnings=[w for w in state.get("warnings", []) if w["step"] <= first])
     try:
-        outcome = loop.train(training, start)
+        outcome = loop.train(training, first)
     except BaseException:
         tracker.finish("FAILED")
         raise
@@ -343,7 +347,8 @@ def _train(run: Run, loaded: Loaded, base: Base, dataset: Dataset, say: Say) -> 
             say(f"the adapter is that of step {best}, where the held-out loss was lowest")
         write_json(staging / ORIGIN_FILE, {"base": {"ref": base.ref, "digest": base.digest}, "dataset_id": dataset.id,
                                            "template_fingerprint": run.state["template_fingerprint"],
-                                           "dtype": run.state["dtype"], "method": recipe.method.model_dump(mode="json")})
+                                           "dtype": run.state["dtype"], "method": recipe.method.model_dump(mode="json"),
+                                           **({"started_from": started["digest"]} if started else {})})
     if outcome.steps < len(steps):
         run.event("stopped_early", steps=outcome.steps, best_step=best)
     step = best or outcome.steps
@@ -395,7 +400,7 @@ def _tracker(run: Run, loaded: Loaded, dataset: Dataset):
     tracker = mlflow.start(track.mlflow, home(), experiment=track.experiment or loaded.recipe.name,
                            run_name=state["run_id"], params=recipe,
                            tags={"tunesmith.run_id": state["run_id"], "tunesmith.base": state["base"]["digest"],
-                                 "tunesmith.dataset": dataset.id, **extended},
+                                 "tunesmith.dataset": dataset.id, **track.tags, **extended},
                            mlflow_run_id=state.get("mlflow_run_id"))
     if not state.get("mlflow_run_id"):
         for part in (TRAIN, *dataset.tests):
