@@ -92,6 +92,10 @@ def test_lists_go_a_page_at_a_time_in_either_order(api):
      "invalid_schema"),
     ({"data_source_config": {"type": "custom", "item_schema": {"$ref": "http://x/y"}}}, "data_source_config.item_schema",
      "invalid_schema"),
+    ({"data_source_config": {"type": "custom", "item_schema": {"$schema": []}}}, "data_source_config.item_schema",
+     "invalid_schema"),
+    ({"data_source_config": {"type": "custom", "item_schema": {"patternProperties": {"(a*)*b": {}}}}},
+     "data_source_config.item_schema", "invalid_schema"),
     ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema", "missing_required_parameter"),
     ({"testing_criteria": []}, "testing_criteria", None),
     ({"testing_criteria": [SAME, {"type": "python", "name": "p", "source": "1"}]}, "testing_criteria[1].type", "unsupported"),
@@ -177,6 +181,16 @@ def test_rows_may_come_from_a_file(app, api):
         "total": 40, "passed": 20, "failed": 20, "errored": 0}
     with pytest.raises(openai.NotFoundError):
         api.runs.create(made.id, data_source={"type": "jsonl", "source": {"type": "file_id", "id": "file-none"}})
+
+
+def test_rows_of_a_request_that_do_not_fit_fail_the_run(app, api):
+    """Patterns that never end, too."""
+    schema = {"type": "object", "properties": {"q": {"pattern": "^(a+)+$"}}}
+    made = api.create(data_source_config={"type": "custom", "item_schema": schema}, testing_criteria=[SAME])
+    run = api.runs.create(made.id, data_source=jsonl(row("a", "a", "a"), row("a" * 60 + "!", "a", "a")))
+    assert app.work() == "failed"
+    error = api.runs.retrieve(run.id, eval_id=made.id).error
+    assert error.code == "invalid_data" and error.message.startswith("content[1]: ")
 
 
 @pytest.mark.parametrize("line, words", [("{", "line 2 is no JSON"), ('{"q": "1"}', "line 2 is no object with an `item`"),
@@ -283,7 +297,9 @@ def test_answers_can_be_held_to_a_form(app, api, lively_base):
     ({"sampling_params": {"temprature": 1}}, "data_source.sampling_params.temprature", "unknown_parameter"),
     ({"input_messages": {"type": "template", "template": [{"role": "user", "content": "{{sample.output_text}}"}]}},
      "data_source.input_messages", "invalid_template"),
-    ({"source": {"type": "file_content", "content": [{"item": {"q": 1}}]}}, "data_source.source.content", "invalid_data")])
+    ({"source": {"type": "file_content", "content": [{"item": 1}]}}, "data_source.source.content[0].item", None),
+    ({"source": {"type": "file_content", "content": [{"sample": {}}]}}, "data_source.source.content[0].item",
+     "missing_required_parameter")])
 def test_what_a_run_cannot_do_is_refused_by_name(api, lively_base, change, param, code):
     made = api.create(data_source_config=CUSTOM, testing_criteria=[SAME])
     with pytest.raises(openai.BadRequestError) as refused:

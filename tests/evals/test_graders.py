@@ -63,6 +63,14 @@ def test_a_variable_that_is_not_there_is_missing(path):
         template.render(f"{{{{{path}}}}}", NAMESPACE)
 
 
+def test_a_text_does_not_grow_without_end():
+    space = {"item": {"x": "a" * 100_000}}
+    assert one(string_check("eq", "{{item.x}}" * 11, "a"), space).error == "other_error"
+    assert one(judge("label_model", labels=["a"], passing_labels=["a"], input=[
+        {"role": "user", "content": "{{item.x}}" * 11}]), space).error == "other_error"
+    assert one(string_check("like", "{{item.x}}" * 9, "a"), space).score == 1.0
+
+
 @given(st.text())
 def test_a_value_is_never_read_again(value):
     assert template.render("a {{item.x}} b", {"item": {"x": value}}) == f"a {value} b"
@@ -171,6 +179,16 @@ def test_texts_without_end_are_an_error_and_not_a_wait():
         similarity("meteor", "a " * 5000, "a b")
 
 
+@pytest.mark.real
+def test_cosine_is_near_what_means_the_same():
+    near = similarity("cosine", "a cat sat on the mat", "a kitten lay on the rug")
+    far = similarity("cosine", "a cat sat on the mat", "the tax law of 1992")
+    assert near > 0.5 > 0.2 > far and similarity("cosine", "a cat", "a cat") == pytest.approx(1) and similarity(
+        "cosine", " ", "a cat") == 0.0
+    graded = one({"type": "text_similarity", "name": "n", "evaluation_metric": "cosine", "input": "Oak", "reference": "Oak"})
+    assert graded.score == pytest.approx(1) and "embedder" in graded.note
+
+
 # graders
 
 def test_what_a_sample_lacks_is_told_apart_from_json_that_is_none():
@@ -251,7 +269,7 @@ def engine(lively_base):
 
 def judge(kind: str, **more) -> dict:
     asked = [{"role": "user", "content": "Street of {{item.answer}}"}]
-    return {"type": kind, "name": "judge", "model": "m", "input": asked, **more}
+    return {"type": kind, "name": "judge", "model": "m", "input": asked} | more
 
 
 def test_the_label_is_the_likeliest_whole_answer(engine, lively_base, tiny_tokenizer):

@@ -17,7 +17,7 @@ from tunesmith.errors import DataError
 from tunesmith.evals.graders.schema import TextSimilarity
 from tunesmith.jobs import queue
 from tunesmith.jobs.database import clock
-from tunesmith.jobs.evaluation.rows import schema_check
+from tunesmith.jobs.evaluation.rows import kept, schema_check
 from tunesmith.jobs.ids import new_id
 from tunesmith.jobs.tables import eval_runs, evals, output_items, work
 
@@ -118,6 +118,7 @@ def delete_run(connection: sa.Connection, id: str) -> None:
         queue.ask(connection, id, "cancel")
     connection.execute(eval_runs.update().where(eval_runs.c.id == id).values(deleted_at=int(clock(connection))))
     connection.execute(output_items.delete().where(output_items.c.run_id == id))
+    kept(id).unlink(missing_ok=True)
 
 
 def shown(row: sa.RowMapping) -> dict:

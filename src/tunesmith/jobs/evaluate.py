@@ -23,7 +23,7 @@ from tunesmith.evals.graders.grade import Graded, grade
 from tunesmith.evals.graders.judges import Usage
 from tunesmith.evals.graders.schema import AnyGrader, Grader
 from tunesmith.evals.statistics import mean_interval
-from tunesmith.jobs import files, places, queue
+from tunesmith.jobs import files, queue
 from tunesmith.jobs.database import clock
 from tunesmith.jobs.evaluation import rows as rows_of
 from tunesmith.jobs.evaluation import samples
@@ -73,6 +73,7 @@ def failed(connection: sa.Connection, task: Task, error: Exception) -> None:
     code = "invalid_data" if isinstance(error, DataError) else "not_found" if isinstance(error, NotFoundError) else "run_failed"
     connection.execute(eval_runs.update().where(eval_runs.c.id == task.id).values(error={"code": code, "message": message}))
     tell(connection, task.id, "failed", message, level="error")
+    rows_of.kept(task.id).unlink(missing_ok=True)
 
 
 def nothing_yet(criteria: Sequence) -> dict:
@@ -85,7 +86,7 @@ def _place(task: Task, source: dict) -> Path | None:
     """A copy of the file, or another name of it, that stays when the file is deleted while the run goes on."""
     if source["type"] != "file_id":
         return None
-    place = places.job_dir(task.id) / "rows.jsonl"
+    place = rows_of.kept(task.id)
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with task.database.read() as connection:
@@ -203,3 +204,4 @@ def _finish(task: Task, criteria: Sequence[AnyGrader]) -> None:
         connection.execute(eval_runs.update().where(eval_runs.c.id == task.id).values(usage=usage))
         queue.end(connection, task.claim, "succeeded")
         tell(connection, task.id, "completed", "The eval run has completed")
+    rows_of.kept(task.id).unlink(missing_ok=True)

@@ -134,6 +134,8 @@ def _judged(grader: ScoreModel | LabelModel, namespaces: Sequence[Mapping[str, A
             asked.append((graded, _prompt(grader, namespace)))
         except MissingVariable as error:
             _missing(graded, error, namespace)
+        except ValueError as error:
+            graded.error, graded.details = "other_error", str(error)
     if not asked:
         return found
     try:
@@ -168,7 +170,7 @@ def _ask(grader: ScoreModel | LabelModel, conversations: list[list[dict]], find:
 
 
 def _prompt(grader: ScoreModel | LabelModel, namespace: Mapping[str, Any]) -> list[dict]:
-    """A score is asked for in words, at the end of what the user or system says last. Raises MissingVariable."""
+    """A score is asked for in words, at the end of what the user or system says last. Raises as `render`."""
     messages = rendered(grader.input, namespace)
     if isinstance(grader, ScoreModel):
         low, high = (f"{b:g}" for b in grader.bounds)
@@ -178,7 +180,7 @@ def _prompt(grader: ScoreModel | LabelModel, namespace: Mapping[str, Any]) -> li
 
 
 def rendered(messages: Sequence[Message], namespace: Mapping[str, Any]) -> list[dict]:
-    """Messages with their variables put in. Raises MissingVariable."""
+    """Messages with their variables put in. Raises as `render`."""
     return [{"role": m.speaker, "content": render(m.text, namespace)} for m in messages]
 
 

@@ -17,6 +17,8 @@ from typing import Any
 STEP = r"\.[^\W\d][\w-]*|\.\d+|\[\d+\]|\['[^'\]]*'\]|\[\"[^\"\]]*\"\]"
 PATH = re.compile(rf"(item|sample)((?:{STEP})*)")
 Path = tuple[str, ...]
+LONGEST = 1_000_000
+"""Characters of a text with its variables put in: one that names a long value a thousand times would take all memory."""
 
 
 class MissingVariable(LookupError):
@@ -33,8 +35,14 @@ def paths(text: str) -> list[Path]:
 
 
 def render(text: str, namespace: Mapping[str, Any]) -> str:
-    """The template with its variables put in. Raises MissingVariable, and ValueError for a template that is none."""
-    return "".join(part if isinstance(part, str) else as_text(lookup(part, namespace)) for part in _parts(text))
+    """The template with its variables put in. Raises MissingVariable; ValueError: it is no template, or gets too long."""
+    pieces, length = [], 0
+    for part in _parts(text):
+        pieces.append(part if isinstance(part, str) else as_text(lookup(part, namespace)))
+        length += len(pieces[-1])
+        if length > LONGEST:
+            raise ValueError(f"the text has more than {LONGEST} characters once its variables are put in")
+    return "".join(pieces)
 
 
 def lookup(path: Path, namespace: Mapping[str, Any]) -> Any:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, NotMeasured
 from tunesmith.evals.metrics.checks import validator
+from tunesmith.jobs import places
 from tunesmith.store.files import canonical_json, explain_os_errors
 
 Check = Callable[[Any, str], None]
@@ -22,11 +23,11 @@ def schema_check(item_schema: Mapping) -> Check:
     Raises:
         DataError: it is no JSON schema, or refers to what is not in it.
     """
-    from jsonschema.exceptions import SchemaError
-
+    if _names_patterns(item_schema):
+        raise DataError("patternProperties in item_schema is not supported: a name could be matched without end")
     try:
         holds = validator(canonical_json(item_schema))
-    except (SchemaError, ValueError, RecursionError) as error:
+    except Exception as error:  # a stranger's schema: whatever comes of reading it is about the schema
         raise DataError(f"item_schema is no JSON schema: {getattr(error, 'message', error)}") from error
 
     def check(row: Any, where: str) -> None:
@@ -39,6 +40,8 @@ def schema_check(item_schema: Mapping) -> Check:
             wrong = next(iter(holds.iter_errors(row["item"])), None)
         except RecursionError as error:
             raise DataError(f"{where}: the item is nested too deeply for the schema") from error
+        except NotMeasured as error:
+            raise DataError(f"{where}: {error.what}") from error
         if wrong is not None:
             path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in wrong.absolute_path)
             raise DataError(f"{where}: item{path} does not match the eval's item_schema: {wrong.message[:300]}")
@@ -65,10 +68,9 @@ def plain(value: Any, where: str) -> None:
                 raise DataError(f"{where} holds half of a character (an unpaired surrogate)") from error
 
 
-def of_content(content: list[dict], check: Check) -> None:
-    """Check rows that a request brings. Raises DataError."""
-    for at, row in enumerate(content):
-        check(row, f"content[{at}]")
+def kept(run_id: str) -> Path:
+    """Where a run has its file's rows while it goes on, whatever becomes of the file."""
+    return places.job_dir(run_id) / "rows.jsonl"
 
 
 def of_file(path: Path) -> Iterator[tuple[str, Any]]:
@@ -81,3 +83,16 @@ def of_file(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"line {number} is no JSON: {error}") from error
+
+
+def _names_patterns(schema: Any) -> bool:
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("patternProperties"), dict):
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
