@@ -183,6 +183,25 @@ def test_rows_may_come_from_a_file(app, api):
         api.runs.create(made.id, data_source={"type": "jsonl", "source": {"type": "file_id", "id": "file-none"}})
 
 
+def test_a_file_that_is_deleted_under_way_is_read_to_the_end(app, api, monkeypatch):
+    from tunesmith.jobs import evaluate
+    from tunesmith.jobs.evaluation.rows import kept
+
+    made = api.create(data_source_config=CUSTOM, testing_criteria=[SAME])
+    id = put_file(app, *(json.dumps(row(str(i), "a", "a")) for i in range(40)))
+    keep = evaluate._write
+
+    def deletes(task, *batch):
+        keep(task, *batch)
+        files.remove(app.database, DEFAULT_PROJECT, id)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(evaluate, "_write", deletes)
+    run = worked(app, made.id, {"type": "jsonl", "source": {"type": "file_id", "id": id}})
+    assert api.runs.retrieve(run.id, eval_id=made.id).result_counts.passed == 40
+    assert not kept(run.id).exists(), "and then nothing is left of it"
+
+
 def test_rows_of_a_request_that_do_not_fit_fail_the_run(app, api):
     """Patterns that never end, too."""
     schema = {"type": "object", "properties": {"q": {"pattern": "^(a+)+$"}}}

@@ -8,8 +8,6 @@ a kill does what is missing, in the batches of an uninterrupted run: greedy and 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -88,16 +86,8 @@ def _place(task: Task, source: dict) -> Path | None:
         return None
     place = rows_of.kept(task.id)
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
         with task.database.read() as connection:
-            found = files.content(files.find(connection, task.project_id, source["id"]))
-        beside = place.with_suffix(f".{task.claim.attempt}")
-        beside.unlink(missing_ok=True)
-        try:
-            os.link(found, beside)
-        except OSError:
-            shutil.copyfile(found, beside)
-        os.replace(beside, place)
+            files.keep(files.find(connection, task.project_id, source["id"]), place)
     return place
 
 
