@@ -21,6 +21,7 @@ from openai import OpenAI
 
 URL, KEY = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "none"
 MODEL = "gpt-4o-mini-2024-07-18"
+TEAM = f"those of {openai.__version__}"
 STREETS = ("Oak", "Elm", "Main", "Bever", "Stone Hedge", "4th", "Cottage Grove", "Washington")
 client = OpenAI(base_url=URL, api_key=KEY, max_retries=0, timeout=300)
 checks: list[Callable[[], None]] = []
@@ -125,7 +126,7 @@ def a_job_from_a_file_to_an_answer():
     global tuned, first_job
     file = training(24)
     job = client.fine_tuning.jobs.create(training_file=file.id, model=MODEL, hyperparameters={"n_epochs": 2, "batch_size": 8},
-                                         suffix="contract", seed=7, extra_body={"metadata": {"team": "blue"}})
+                                         suffix="contract", seed=7, extra_body={"metadata": {"team": TEAM}})
     assert job.object == "fine_tuning.job" and job.id.startswith("ftjob-") and job.fine_tuned_model is None
     assert job.status in ("validating_files", "queued", "running")
     first_job = job = wait(job)
@@ -215,7 +216,7 @@ def what_is_wrong_is_said():
 
 @check
 def metadata_finds_jobs():
-    found = client.fine_tuning.jobs.list(extra_query={"metadata[team]": "blue"})
+    found = client.fine_tuning.jobs.list(extra_query={"metadata[team]": TEAM})
     assert [j.id for j in found] == [first_job.id]
 
 

@@ -44,7 +44,7 @@ def _ask(operation, mode: GenerationMode) -> list[str]:
               suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case):
-        answer = case.call(headers={"Host": "127.0.0.1"})
+        answer = case.call(headers={"Host": "127.0.0.1"}, timeout=120)
         if answer.status_code >= 500:
             found.append(f"{answer.status_code} {case.as_curl_command()} -> {answer.text[:300]}")
 

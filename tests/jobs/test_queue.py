@@ -38,9 +38,9 @@ def writing(database: Database, what, *arguments):
 
 
 def test_the_oldest_first_and_each_once(database):
-    put(database, "a", "b", "c")
+    put(database, "b", "c", "a")  # within a second
     claimed = [queue.claim(database, "me", KINDS) for _ in range(4)]
-    assert [c and c.id for c in claimed] == ["a", "b", "c", None]
+    assert [c and c.id for c in claimed] == ["b", "c", "a", None]
 
 
 def test_a_kind_that_is_not_asked_for_stays(database):

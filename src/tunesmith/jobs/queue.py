@@ -42,8 +42,9 @@ class Claim:
 
 
 def put(connection: sa.Connection, id: str, kind: str, project_id: str) -> None:
+    now = clock(connection)
     connection.execute(work.insert().values(id=id, kind=kind, project_id=project_id, status="queued", wanted="run",
-                                            attempt=0, fruitless=0, created_at=int(clock(connection))))
+                                            attempt=0, fruitless=0, created_at=int(now), queued_at=now))
 
 
 def claim(database: Database, owner: str, kinds: Sequence[str], lease_seconds: float = LEASE_SECONDS) -> Claim | None:
@@ -56,7 +57,7 @@ def claim(database: Database, owner: str, kinds: Sequence[str], lease_seconds: f
         gone = sa.and_(work.c.status == "running", work.c.lease_until < now)
         row = connection.execute(
             sa.select(work).where(work.c.kind.in_(kinds), sa.or_(work.c.status == "queued", gone))
-            .order_by(work.c.created_at, work.c.id).limit(1).with_for_update(skip_locked=True)).mappings().first()
+            .order_by(work.c.queued_at, work.c.id).limit(1).with_for_update(skip_locked=True)).mappings().first()
         if row is None:
             return None
         fruitless = row["fruitless"] + (row["status"] == "running")

@@ -94,6 +94,7 @@ upload_parts = Table(
 work = Table(
     "work", metadata, _id(), _project(), _created(),
     Column("kind", String(32), nullable=False),
+    Column("queued_at", Float, nullable=False),  # to the microsecond: the first that came is the first that is done
     Column("status", String(16), nullable=False),  # queued running paused succeeded failed cancelled
     Column("wanted", String(16), nullable=False, default="run"),  # run pause cancel
     Column("attempt", Integer, nullable=False, default=0),  # a fence: only the last attempt may write
@@ -102,7 +103,7 @@ work = Table(
     Column("fruitless", Integer, nullable=False, default=0),  # attempts in a row that died and got no further
     Column("started_at", Integer),
     Column("ended_at", Integer),
-    Index("ix_work_next", "status", "lease_until", "created_at"),
+    Index("ix_work_next", "status", "lease_until", "queued_at"),
 )
 
 fine_tuning_jobs = Table(

@@ -119,6 +119,7 @@ def upgrade() -> None:
     sa.Column('id', sa.String(length=64), nullable=False),
     sa.Column('project_id', sa.String(length=64), nullable=False),
     sa.Column('created_at', sa.Integer(), nullable=False),
+    sa.Column('queued_at', sa.Float(), nullable=False),
     sa.Column('kind', sa.String(length=32), nullable=False),
     sa.Column('status', sa.String(length=16), nullable=False),
     sa.Column('wanted', sa.String(length=16), nullable=False),
@@ -132,7 +133,7 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id', name=op.f('pk_work'))
     )
     with op.batch_alter_table('work', schema=None) as batch_op:
-        batch_op.create_index('ix_work_next', ['status', 'lease_until', 'created_at'], unique=False)
+        batch_op.create_index('ix_work_next', ['status', 'lease_until', 'queued_at'], unique=False)
         batch_op.create_index(batch_op.f('ix_work_project_id'), ['project_id'], unique=False)
 
     op.create_table('checkpoints',
