@@ -59,7 +59,7 @@ def test_directory_and_byte_order_mark_are_fine_and_paths_are_relative_to_the_re
 @pytest.mark.parametrize("lines, message, fix", [
     ("trian: {epochs: 1}", "trian: no such key", "did you mean 'train'?"),
     ("train: {epoch: 1}", "train.epoch: no such key", "did you mean 'epochs'?"),
-    ("track: {zzz: 1}", "track.zzz: no such key", "known keys here: mlflow, experiment, aliases"),
+    ("track: {zzz: 1}", "track.zzz: no such key", "known keys here: mlflow, experiment, tags, aliases"),
     ("gates: {target: {min_gian: 1}}", "gates.target.min_gian: no such key", "did you mean 'min_gain'?"),
     ("train: {epochs: many}", "train.epochs: Input should be a valid integer (got 'many')", None),
     ("train: {epochs: 1.5}", "train.epochs: Input should be a valid integer (got 1.5)", None),
