@@ -200,7 +200,7 @@ def test_nothing_odd_is_more_than_refused(app, path):
 ASKS = st.lists(st.sampled_from(["pause", "resume", "cancel", "claim", "obey", "finish", "die"]), min_size=1, max_size=12)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ASKS)
 def test_any_order_of_pause_resume_and_cancel(app, client, file, asks):
     """Against a model of it: what is shown, what is refused, and that what has ended stays as it is."""

@@ -68,6 +68,7 @@ def test_a_model_is_its_projects_until_it_is_permitted_to_others(app, tuned):
     assert not granting.list(name).data
 
 
+@pytest.mark.slow
 def test_permissions_are_listed_in_pages_and_need_projects_that_exist(app, tuned):
     _, mine, job = tuned
     projects = [app.project(f"p{n}")[0] for n in range(5)]
@@ -115,6 +116,7 @@ def test_a_deleted_model_is_gone_also_from_memory(app, tuned):
     assert ask(mine, MODEL), "the base answers on"
 
 
+@pytest.mark.slow
 def test_a_base_cannot_be_deleted_and_nobody_is_not_there(app, tuned):
     _, mine, _ = tuned
     with pytest.raises(openai.PermissionDeniedError, match="cannot be deleted"):

@@ -40,6 +40,7 @@ def test_jobs_are_found_and_turned_over(app):
     assert bad.status_code == 400
 
 
+@pytest.mark.slow
 def test_a_job_runs_from_pause_to_answer(app):
     client = app.openai()
     job = create(client, 12, n_epochs=1)

@@ -127,6 +127,7 @@ def test_going_on_from_a_model_begins_where_it_ended_and_names_it(app):
         create(client, 10, model=first.fine_tuned_model, extra_body={"tunesmith": {"method": {"rank": 8}}})
 
 
+@pytest.mark.slow
 def test_preferences_are_trained_and_told(app):
     pairs = [{"input": {"messages": r["messages"][:1]}, "preferred_output": r["messages"][1:],
               "non_preferred_output": [{"role": "assistant", "content": "I do not know that street."}]} for r in rows(24)]
@@ -161,6 +162,7 @@ def test_without_a_target_that_gate_is_told_and_does_not_refuse(app):
     assert [o["gate"] for o in release.manifest["overrides"]] == ["target"]
 
 
+@pytest.mark.slow
 def test_validation_examples_that_are_trained_on_are_left_out_and_told(app):
     client = app.openai()
     shouted = [{"messages": [m | {"content": m["content"].upper()} for m in r["messages"]]} for r in rows(1)]
