@@ -40,6 +40,15 @@ class Watched:
         self.server.process.kill()
         self.server.process.wait()
 
+    def wait_for_news(self, seconds: float) -> None:
+        """Until something more was told of a job, so that not all are killed while they are still starting."""
+        def heard() -> list[int]:
+            return [len(told(self.client, job)) for job in self.jobs]
+
+        before, until = heard(), time.monotonic() + seconds
+        while heard() == before and time.monotonic() < until:
+            time.sleep(0.05)
+
     def upload(self) -> str | None:
         """What is kept is what was answered: a call that broke off may or may not have been heard."""
         content = jsonl(rows(EXAMPLES, len(self.files)))
@@ -80,7 +89,7 @@ def whole(client, id: str) -> None:
 def test_fifty_kills(start_server, lively_base, tmp_path_factory):
     """A worker or the server, whichever the dice say, while files come in and jobs are trained."""
     folder = tmp_path_factory.mktemp("crash")
-    watched = Watched(start_server, folder / "home", settings_file(folder, lively_base))
+    watched = Watched(start_server, folder / "home", settings_file(folder, lively_base, attempts=KILLS))
     dice, same = random.Random(secrets.randbits(32)), None
     while same is None:
         same = watched.upload()
@@ -90,6 +99,8 @@ def test_fifty_kills(start_server, lively_base, tmp_path_factory):
             watched.create(same)
         watched.upload()
         time.sleep(dice.uniform(0, 1.5))
+        if dice.random() < 0.5:
+            watched.wait_for_news(20)
         if dice.random() < 0.4:
             watched.kill()
             kills["server"] += 1

@@ -22,8 +22,6 @@ from tunesmith.jobs.database import Database, clock
 from tunesmith.jobs.tables import work
 
 LEASE_SECONDS = 30.0
-FRUITLESS = 4
-"""Attempts in a row that died without a step forward, after which a job has failed: what kills a worker kills the next one."""
 ENDED = ("succeeded", "failed", "cancelled")
 
 

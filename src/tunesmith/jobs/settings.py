@@ -55,6 +55,9 @@ class Settings(_Strict):
     """Sections of a recipe that every fine-tuning job begins with. `data.train`, `data.test` and `base` are the job's own."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Jobs that this server works on at once; 0: it only answers."""
+    attempts: Annotated[int, Field(ge=1)] = 4
+    """Workers in a row that died without a step forward, after which a job has failed: what kills a worker, too little memory
+    say, kills the next one."""
     database: str | None = None
     """URL of a database; null: a file of SQLite in TUNESMITH_HOME. TUNESMITH_DATABASE counts before it: URLs hold passwords."""
     limits: Limits = Limits()

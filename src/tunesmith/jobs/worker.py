@@ -113,7 +113,7 @@ def _carry_out(task: Task, kind) -> int:
     error: Exception | None = None
     task.begin()
     try:
-        if task.claim.fruitless >= queue.FRUITLESS:
+        if task.claim.fruitless >= task.settings.attempts:
             raise TunesmithError(f"{task.claim.fruitless} workers in a row died on this job without a step forward",
                                  fix="see the worker's log; a machine with too little memory kills it each time")
         kind.work(task)
