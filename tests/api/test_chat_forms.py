@@ -86,8 +86,9 @@ def families(lively_base, tmp_path_factory):
             database = stack.enter_context(opened(f"sqlite:///{tmp_path_factory.mktemp('service')}/service.db"))
             ensure_default(database)
             settings = Settings()
-            http = TestClient(create_app(Service(Engines(settings, database, engine), database, settings)))
-            client = openai.OpenAI(base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=http)
+            app = create_app(Service(Engines(settings, database, engine), database, settings))
+            http = TestClient(app, base_url="http://127.0.0.1")
+            client = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key="none", max_retries=0, http_client=http)
             made[family] = Asking(client, engine, tokenizer_of(base), family)
         yield made
 

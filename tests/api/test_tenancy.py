@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from fastapi.routing import iter_route_contexts
 
 from tunesmith.jobs import files, keys, projects, tables
+from tunesmith.jobs.evaluate import nothing_yet
 from tunesmith.jobs.ids import new_id
 
 NO_PROJECT = {
@@ -146,7 +147,7 @@ def _things(connection: sa.Connection, project: str) -> dict[str, str]:
     put(tables.evals, id=ids["eval"], testing_criteria=[GRADER],
         data_source_config={"type": "custom", "item_schema": {"type": "object"}, "schema": {"type": "object"}})
     put(tables.work, id=ids["run"], kind="eval_run", status="running", wanted="run", attempt=1)
-    put(tables.eval_runs, id=ids["run"], eval_id=ids["eval"], data_source=RUN)
+    put(tables.eval_runs, id=ids["run"], eval_id=ids["eval"], data_source=RUN, usage=nothing_yet([GRADER]), models={})
     put(tables.output_items, id=ids["item"], run_id=ids["run"], status="pass", results=[])
     return ids
 
