@@ -47,6 +47,7 @@ def killed(client, home: Path, id: str, times: int) -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_is_killed_three_times_is_the_one_that_was_not(live, monkeypatch):
     client, home = live
     job = create(client, 24, rows(4, 100), n_epochs=10, seed=3)

@@ -30,6 +30,7 @@ def live(start_server, lively_base, tmp_path_factory):
     return start_server(folder / "home", "--config", str(folder / "server.yaml"))
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(live, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_BASE_URL", live.url)
     monkeypatch.setenv("OPENAI_API_KEY", "none")

@@ -27,6 +27,7 @@ def one_thread():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"train.engine": "plain"}, {"train.dtype": "bfloat16"},
                                      {"method": QLORA | {"double_quant": False, "block_size": 128}}],
                          ids=["fast", "plain", "bfloat16", "single quantisation"])
@@ -63,6 +64,7 @@ def onto_the_dequantised_without_telling(model, onto="dequantised", original=Non
 ORIGINAL: dict[str, torch.Tensor] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "stage"), [(onto_the_original_without_telling, "merged"),
                                               (onto_the_dequantised_without_telling, "original")])
 def test_control_a_merge_into_the_wrong_base_is_found(make_recipe, tiny_base, monkeypatch, wrong, stage, capsys):

@@ -147,6 +147,7 @@ def test_sweeping_takes_what_nobody_writes_any_more_and_leaves_the_rest(database
     assert names() == {f"{MINE}/{there['id']}", f"{MINE}/{row['id']}"}
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_anywhere_leaves_a_whole_file_or_nothing(database, url):
     """SIGKILL at every system call that changes what is on disk, and before and after the row."""
     code = """
