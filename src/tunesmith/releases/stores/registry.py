@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -33,6 +34,10 @@ IN_PARTS_FROM_BYTES = 1 << 28
 """oras reads what it sends at once into memory; larger files go in parts."""
 USER, PASSWORD = "TUNESMITH_REGISTRY_USER", "TUNESMITH_REGISTRY_PASSWORD"
 OK = (200, 201, 202)
+IN_THE_WAY = re.compile(r"BLOB_UNKNOWN|DIGEST_INVALID|BLOB_UPLOAD_(INVALID|UNKNOWN)")
+"""What a registry on a file system says while somebody else writes the same blob."""
+PAUSES = (0.2, 0.5, 1.0, 2.0)
+"""Seconds before each further attempt."""
 SECONDS = 10
 """Before a registry that says nothing counts as gone."""
 
@@ -41,15 +46,28 @@ def push(release: Release, url: str, names: list[str]) -> Moved:
     client, place, tag = _open(url)
     target = client.get_container(f"{place}:{tag or release.id}")
     client.auth.load_configs(target)
-    there = _manifest(client, target)
     layers = [_layer(release.path, name) for name in [*names, MANIFEST]]
-    moved = total = 0
+    sent: dict[str, int] = {}
+    for pause in (*PAUSES, None):
+        try:
+            _send(client, target, release, layers, sent)
+            break
+        except StoreError as error:
+            if pause is None or not IN_THE_WAY.search(error.why or ""):
+                raise
+            time.sleep(pause)
+    return Moved(f"registry://{place}:{target.tag}", len(sent), sum(sent.values()))
+
+
+def _send(client: Any, target: Any, release: Release, layers: list[dict], sent: dict[str, int]) -> None:
+    """What the registry lacks, and then the artifact. Raises StoreError."""
+    there = _manifest(client, target)
     for layer in layers:
         path = release.path / layer["annotations"][TITLE]
         if client.blob_exists(layer, target):
             continue
         _accepted(client.upload_blob(str(path), target, layer, do_chunked=layer["size"] >= IN_PARTS_FROM_BYTES), layer)
-        moved, total = moved + 1, total + layer["size"]
+        sent[layer["digest"]] = layer["size"]
     if there and there["annotations"].get("org.opencontainers.image.version") == release.id:
         titles = {layer["annotations"][TITLE] for layer in layers}  # signatures that others pushed stay
         layers = [x for x in there["layers"] if x["annotations"][TITLE].startswith(f"{FOLDER}/")
@@ -60,7 +78,6 @@ def push(release: Release, url: str, names: list[str]) -> Moved:
                     "org.opencontainers.image.version": release.id}}
     if artifact != there:
         _accepted(client.upload_manifest(artifact, target), artifact)
-    return Moved(f"registry://{place}:{target.tag}", moved, total)
 
 
 def find(name: str, url: str) -> str:
