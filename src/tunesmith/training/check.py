@@ -57,6 +57,18 @@ def check(recipe: str | Path, say: Callable[[str], None] = lambda _line: None) -
     return result
 
 
+def _teaching_bytes(loaded: Loaded, base: Base, p: Plan) -> int:
+    """While a teacher that is not yet in the cache answers, before step 1: its weights and files beside the base's weights."""
+    from tunesmith.engine.estimate import LIBRARY_BYTES
+    from tunesmith.models.load import file_bytes, parameter_count
+
+    if loaded.recipe.objective.type != "distill":
+        return 0
+    teacher = teacher_of(loaded, base)
+    weights = parameter_count(teacher) * p.shape.bytes_per_weight
+    return p.loading - file_bytes(base) + weights + file_bytes(teacher) + LIBRARY_BYTES
+
+
 def on_meta(base: Base):
     """The base without its weights. Raises BaseModelError as `models.load.model_of`."""
     import torch
@@ -145,13 +157,14 @@ def estimate(loaded: Loaded, base: Base, dataset: Dataset) -> tuple[dict, list[d
     from tunesmith.methods import report
 
     p = plan(loaded.recipe, base, dataset, on_meta(base))
+    loading = max(p.loading, _teaching_bytes(loaded, base, p))
     # a weight with a gradient costs 6 FLOPs a token, of which the frozen base's 4 are counted already
     timed = dataclasses.replace(p.shape, trainable=p.shape.parameters // 3) if p.needs.weight_gradients else p.shape
     rate = arithmetic.flops_per_second(p.shape, p.dtype, p.device)
     trained = dataset.manifest["counts"]["trained_tokens"] / dataset.manifest["counts"]["tokens"]
     tokens, longest = sum(p.packs), max(map(max, p.rows))
     found = {
-        "peak_memory_bytes": max(p.peak(max(p.packs)), p.loading), "step_memory_bytes": p.peak(max(p.packs)),
+        "peak_memory_bytes": max(p.peak(max(p.packs)), loading), "step_memory_bytes": p.peak(max(p.packs)),
         "seconds": round(arithmetic.seconds(timed, tokens, int(tokens * trained), rate, p.engine), 1),
         "trainable_parameters": p.needs.trainable, "adapter_bytes": p.needs.adapter_bytes, "steps": p.steps,
         "tokens": sum(map(sum, p.rows)), "matched_layers": len(p.needs.parts),
