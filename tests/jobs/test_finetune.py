@@ -177,8 +177,10 @@ def test_validation_examples_that_are_trained_on_are_left_out_and_told(app):
     (rows(12), {"extra_body": {"tunesmith": {"method": {"targets": ["no_such_layer"]}}}}, "invalid_recipe"),
     ([{"messages": [{"role": "user", "content": "the same question"}, {"role": "assistant", "content": "and answer"}]}] * 12,
      {}, "invalid_training_file"),
-    ([*rows(20), {"messages": [{"role": "user", "content": "the key?"}, {
-        "role": "assistant", "content": "It is ghp_" + "x7Kq2mPz9RtL4vWnB8sYc3Jd6FhGa1Ee5UoT"}]}], {}, "gate_refused")])
+    ([*rows(20), *({"messages": [{"role": "user", "content": question}, {
+        "role": "assistant", "content": f"It is ghp_x7Kq2mPz9RtL4vWnB8sYc3Jd6FhGa1Ee5Uo{question[0]}"}]}
+        for question in ("The key?", "What opens the door?", "How does one come in there?"))],  # two rows are held out
+     {}, "gate_refused")])
 def test_what_is_wrong_fails_before_the_training_with_openais_error(app, content, fields, code):
     client = app.openai()
     given = {"hyperparameters": openai.omit} | fields if "method" in fields else fields
