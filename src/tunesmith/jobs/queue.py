@@ -11,7 +11,6 @@ thought dead and wakes up writes nothing more.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,14 +137,3 @@ def ask(connection: sa.Connection, id: str, wanted: str) -> str:
 
 def _row(mine: Claim) -> sa.Update:
     return work.update().where(work.c.id == mine.id, work.c.attempt == mine.attempt)
-
-
-def wait_until(database: Database, id: str, statuses: Sequence[str], seconds: float, every: float = 0.2) -> str:
-    """The job's status once it is one of these, or after so many seconds whatever it is."""
-    end_ = time.monotonic() + seconds
-    while True:
-        with database.read() as connection:
-            status = connection.execute(sa.select(work.c.status).where(work.c.id == id)).scalar_one()
-        if status in statuses or time.monotonic() > end_:
-            return status
-        time.sleep(every)
