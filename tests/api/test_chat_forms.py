@@ -29,7 +29,7 @@ from tunesmith.jobs.settings import Settings
 from tunesmith.models.base import resolve
 from tunesmith.models.load import tokenizer_of
 from tunesmith.serving.engine import Engine
-from tunesmith.template.render import generation_prompt
+from tunesmith.template.render import generation_prompt, stop_ids
 
 ASKED = [{"role": "user", "content": "37 Oak Street"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {
@@ -255,7 +255,8 @@ def test_the_ids_of_calls_go_round(asking):
     message = asking(tools=[WEATHER], tool_choice="required", seed=1, parallel_tool_calls=False).choices[0].message
     call, = message.tool_calls
     history = [*ASKED, message, {"role": "tool", "tool_call_id": call.id, "content": "21"}]
-    made = asking(messages=history, tools=[WEATHER], tool_choice="none", max_tokens=4)
+    never = {str(stop): -100 for stop in stop_ids(asking.tokenizer)}
+    made = asking(messages=history, tools=[WEATHER], tool_choice="none", max_tokens=4, logit_bias=never)
     assert made.usage.completion_tokens == 4
     sent = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}, history[-1]]
     rows = read_messages({"messages": sent}, "messages", {})

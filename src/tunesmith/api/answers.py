@@ -12,9 +12,9 @@ from tunesmith.api.logprobs import words
 from tunesmith.api.schemas import UNSUPPORTED, ChatRequest, CompletionRequest, Sampling
 from tunesmith.api.tools import Calling, calling, grammar_of
 from tunesmith.errors import NotFoundError, TunesmithError
-from tunesmith.serving.engine import Engine, Job, Served
 from tunesmith.serving.generate import Token
 from tunesmith.serving.grammar import Grammar
+from tunesmith.serving.interface import BaseEngine, Job, Served
 from tunesmith.serving.logprobs import Scored
 from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import ENCODING, TextStream
@@ -60,7 +60,7 @@ class Answer:
 class Asked:
     """All that a request's answers are made from."""
 
-    engine: Engine
+    engine: BaseEngine
     served: Served
     body: Sampling
     prompts: list[Prompt]
@@ -85,7 +85,7 @@ class Asked:
             ignore_stop=bool(b.ignore_eos), grammar=self.grammar, logprobs=b.scored, echo=b.echoed)
 
 
-def asked_of_chat(engine: Engine, served: Served, body: ChatRequest) -> Asked:
+def asked_of_chat(engine: BaseEngine, served: Served, body: ChatRequest) -> Asked:
     """Raises BadParameter, and TemplateError for a conversation that the template refuses."""
     called = calling(body, served)
     messages = [m.as_message() for m in body.messages]
@@ -100,7 +100,7 @@ def asked_of_chat(engine: Engine, served: Served, body: ChatRequest) -> Asked:
     return Asked(engine, served, body, prompts, called, grammar_of(body, served, called))
 
 
-def asked_of_completion(engine: Engine, served: Served, body: CompletionRequest) -> Asked:
+def asked_of_completion(engine: BaseEngine, served: Served, body: CompletionRequest) -> Asked:
     given = body.prompt
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     with ENCODING:

@@ -22,7 +22,8 @@ from tunesmith.jobs.names import is_checkpoint, is_tuned
 from tunesmith.jobs.places import pin
 from tunesmith.jobs.settings import Settings
 from tunesmith.jobs.tables import models, permissions
-from tunesmith.serving.engine import Engine, Served
+from tunesmith.serving.engine import Engine
+from tunesmith.serving.interface import BaseEngine, Served
 
 LONGEST_NAME = 255
 
@@ -30,19 +31,19 @@ LONGEST_NAME = 255
 class Engines:
     """One engine a base. `given` serves what the server was started with."""
 
-    def __init__(self, settings: Settings, database: Database, given: Engine | None = None):
+    def __init__(self, settings: Settings, database: Database, given: BaseEngine | None = None):
         self.settings, self._database, self.given = settings, database, given
         self._by_digest = {given.base.digest: given} if given else {}
         self._loading = threading.Lock()
         self._began = int(time.time())
 
-    async def ready(self, name: str, project_id: str) -> tuple[Engine, Served]:
+    async def ready(self, name: str, project_id: str) -> tuple[BaseEngine, Served]:
         """The engine that answers to a name, loaded. Raises NotFoundError for a name that this project may not ask for."""
         if self.given and name in self.given.served and not is_tuned(name):  # of these, only the database knows whose they are
             return self.given, self.given.find(name)
         return await run_in_threadpool(self.load, name, project_id)
 
-    def load(self, name: str, project_id: str) -> tuple[Engine, Served]:
+    def load(self, name: str, project_id: str) -> tuple[BaseEngine, Served]:
         """`ready`, on this thread."""
         if self.given and name in self.given.served and not is_tuned(name):
             return self.given, self.given.find(name)
@@ -116,7 +117,7 @@ class Engines:
         raise _unknown(name)
 
     @property
-    def all(self) -> Sequence[Engine]:
+    def all(self) -> Sequence[BaseEngine]:
         return list(self._by_digest.values())
 
     @property
@@ -130,7 +131,7 @@ class Engines:
         for engine in self.all:
             engine.close()
 
-    def _engine(self, ref: str, dtype: str | None = None) -> Engine:
+    def _engine(self, ref: str, dtype: str | None = None) -> BaseEngine:
         from tunesmith.engine.precision import choose
         from tunesmith.models.base import resolve
         from tunesmith.models.load import tokenizer_of
@@ -143,7 +144,7 @@ class Engines:
                                                       choice.device, int(time.time()))
             return self._by_digest[base.digest]
 
-    def _add(self, engine: Engine, row: sa.RowMapping) -> None:
+    def _add(self, engine: BaseEngine, row: sa.RowMapping) -> None:
         from transformers import AutoTokenizer
 
         home = places.project_home(row["project_id"])

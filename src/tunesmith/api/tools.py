@@ -12,8 +12,8 @@ from tunesmith.api.errors import BadParameter
 from tunesmith.api.schemas import UNSUPPORTED, ChatRequest
 from tunesmith.errors import TemplateError, UsageError
 from tunesmith.serving.calls import CallReader, Said
-from tunesmith.serving.engine import Served
 from tunesmith.serving.grammar import Grammar, of_json, of_lark
+from tunesmith.serving.interface import Served
 from tunesmith.serving.tools import CallFormat, Tool, call_format, grammar_of_calls
 
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}

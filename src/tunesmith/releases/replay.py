@@ -22,7 +22,8 @@ from tunesmith.store.files import read_json, write_json
 from tunesmith.training.run import Run, environment
 
 if TYPE_CHECKING:
-    from tunesmith.serving.engine import Engine, Served
+    pass
+from tunesmith.serving.interface import BaseEngine, Served
 
 GOLDENS = 8
 """Held-out questions of the primary test set that are kept."""
@@ -87,7 +88,7 @@ def answers(base: Base, adapter: Path, tokenizer, fingerprint: str, settings: Se
         torch.set_num_threads(before)
 
 
-def _answer(engine: Engine, served: Served, asked: dict) -> str:
+def _answer(engine: BaseEngine, served: Served, asked: dict) -> str:
     from tunesmith.serving.sampling import Request
     from tunesmith.serving.text import decode
     from tunesmith.template.render import generation_prompt

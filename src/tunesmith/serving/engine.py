@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import copy
 import itertools
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError, UsageError
+from tunesmith.errors import AdapterError, TemplateError, UsageError
 from tunesmith.models.base import Base
 from tunesmith.serving.generate import Token, generate
-from tunesmith.serving.grammar import GrammarError
+from tunesmith.serving.interface import BaseEngine, Job, Served, call, closed, unknown
 from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import ENCODING
 from tunesmith.template.fingerprint import PROBES, fingerprint
@@ -38,41 +36,7 @@ BESIDE = ("lora", "ia3")
 """Methods of which several adapters go on one tree of modules; QLoRA's too, where the base is quantised in the same way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One name that requests can ask for."""
-
-    name: str
-    adapter: str | None
-    """Name inside PEFT; None is the base."""
-    tokenizer: Any
-    stop_ids: frozenset[int]
-    created: int
-    root: str
-    """Where it comes from: the base's reference or the adapter's directory."""
-    context_tokens: int
-    """Of a prompt and its answer together; virtual tokens are taken off."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way. `cancel()` ends it between two tokens."""
-
-    served: Served
-    request: Request
-    on_token: Callable[[Token], None]
-    on_error: Callable[[BaseException], None]
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-
-class Engine:
+class Engine(BaseEngine):
     """Serve a base and adapters. Close it with `close()`."""
 
     def __init__(self, base: Base, tokenizer, dtype: str, device: str, created: int):
@@ -134,7 +98,7 @@ class Engine:
         done: Future = Future()
         with self._news:
             if self._closing:
-                raise _closed()
+                raise closed()
             self._changes.append((change, done))
             self._news.notify()
         done.result()
@@ -177,7 +141,7 @@ class Engine:
                 stranded = [j for j in self._waiting if j.served.adapter == gone.adapter]
                 self._waiting = deque(j for j in self._waiting if j not in stranded)
             for job in stranded:
-                _call(job, job.on_error, _unknown(job.served.name, self.served))
+                call(job, job.on_error, unknown(job.served.name, self.served))
 
     def _free(self, inside: str) -> None:
         """Drop an adapter's weights, and its tree if nothing else is on it."""
@@ -193,13 +157,6 @@ class Engine:
         del made
         give_back()
 
-    def find(self, name: str) -> Served:
-        """Raises NotFoundError for a name that is not served; never falls back to the base."""
-        served = self.served
-        if name not in served:
-            raise _unknown(name, served)
-        return served[name]
-
     def submit(self, served: Served, request: Request, on_token: Callable[[Token], None],
                on_error: Callable[[BaseException], None]) -> Job:
         """Queue a request: it gets tokens until one with `finish`, or one error. The callbacks run on the worker's
@@ -212,37 +169,15 @@ class Engine:
         job = Job(served, request, on_token, on_error)
         with self._news:
             if self._closing:
-                raise _closed()
+                raise closed()
             if served.adapter is not None and served.adapter not in self._carriers:
-                raise _unknown(served.name, self.served)
+                raise unknown(served.name, self.served)
             self._waiting.append(job)
             self._news.notify()
         return job
 
-    def ask(self, served: Served, requests: list[Request]) -> list[list[Token]]:
-        """The tokens of each request, when all are answered: blocks. They are queued together, so that the same requests
-        share the same batches each time that nobody else asks. One that its grammar ends has a last token with the error.
-
-        Raises TunesmithError when closed, or what else made one fail."""
-        news: queue.Queue[tuple[int, Token | BaseException]] = queue.Queue()
-        found: list[list[Token]] = [[] for _ in requests]
-        with self._news:
-            jobs = [self.submit(served, request, lambda token, at=at: news.put((at, token)),
-                                lambda error, at=at: news.put((at, error))) for at, request in enumerate(requests)]
-        try:
-            left = len(jobs)
-            while left:
-                at, token = news.get()
-                if isinstance(token, GrammarError):
-                    token = Token(at, None, "stop", error=token)
-                if isinstance(token, BaseException):
-                    raise token
-                found[at].append(token)
-                left -= token.finish is not None
-        finally:
-            for job in jobs:
-                job.cancel()
-        return found
+    def together(self) -> threading.Condition:
+        return self._news
 
     @property
     def load(self) -> dict[str, int]:
@@ -271,12 +206,12 @@ class Engine:
             except BaseException as error:  # whatever it is, it is these requests' trouble: the next ones are answered
                 failed, self._running = self._running, []
                 for job in failed:
-                    _call(job, job.on_error, error)
+                    call(job, job.on_error, error)
             del work
         for _, done in self._changes:
-            done.set_exception(_closed())
+            done.set_exception(closed())
         for job in self._waiting:
-            _call(job, job.on_error, _closed())
+            call(job, job.on_error, closed())
 
     def _generate(self, batch: list[Job]) -> None:
         stops = set().union(*(j.served.stop_ids for j in batch))
@@ -284,14 +219,14 @@ class Engine:
         with closing(generate(model, [j.request for j in batch], stops, lambda row: batch[row].cancelled)) as tokens:
             for token in tokens:
                 if self._closing:
-                    raise _closed()
+                    raise closed()
                 job = batch[token.row]
                 if token.finish or token.error:
                     self._running.remove(job)
                 if token.error:
-                    _call(job, job.on_error, token.error)
+                    call(job, job.on_error, token.error)
                 else:
-                    _call(job, job.on_token, token)
+                    call(job, job.on_token, token)
 
     def _next(self) -> list[Job] | tuple[Callable[[], None], Future] | None:
         """A change of what is served, or the oldest request and its companions; None when closing."""
@@ -339,14 +274,6 @@ def _twin(model):
     return copy.deepcopy(model, shared)
 
 
-def _call(job: Job, callback: Callable, value) -> None:
-    """A callback that fails (its event loop is gone, say) ends its own request, not the worker or its companions."""
-    try:
-        callback(value)
-    except Exception:
-        job.cancel()
-
-
 def _settle(change: Callable[[], None], done: Future) -> None:
     try:
         change()
@@ -356,10 +283,3 @@ def _settle(change: Callable[[], None], done: Future) -> None:
         done.set_result(None)
 
 
-def _unknown(name: str, served: dict[str, Served]) -> NotFoundError:
-    return NotFoundError(f"The model `{name}` does not exist or you do not have access to it.",
-                         why=f"served here: {', '.join(served)}")
-
-
-def _closed() -> TunesmithError:
-    return TunesmithError("the server is stopping", fix="ask again when it is back")

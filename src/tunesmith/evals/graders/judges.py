@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tunesmith.errors import TunesmithError
-from tunesmith.serving.engine import Engine, Served
 from tunesmith.serving.grammar import of_json
+from tunesmith.serving.interface import BaseEngine, Served
 from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import decode
 from tunesmith.template.render import generation_prompt, stop_token
 
 LONGEST_SCORE = 16
 """Tokens of a judge's number, unless the grader says how many: a fraction that would go on is cut there."""
-Find = Callable[[str], tuple[Engine, Served]]
+Find = Callable[[str], tuple[BaseEngine, Served]]
 """A model by its name. Raises NotFoundError."""
 
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.errors import NotFoundError
-from tunesmith.serving.engine import Engine, Served
+from tunesmith.serving.engine import Engine
+from tunesmith.serving.interface import BaseEngine, Served
 
 
 class Loader:
@@ -22,10 +23,10 @@ class Loader:
 
     def __init__(self, meanings: Mapping[str, Mapping]):
         self._meanings = meanings
-        self._engines: dict[tuple[str, str], Engine] = {}
-        self._found: dict[str, tuple[Engine, Served]] = {}
+        self._engines: dict[tuple[str, str], BaseEngine] = {}
+        self._found: dict[str, tuple[BaseEngine, Served]] = {}
 
-    def find(self, name: str) -> tuple[Engine, Served]:
+    def find(self, name: str) -> tuple[BaseEngine, Served]:
         """Raises NotFoundError for a name that the run did not have, or whose adapter is gone; BaseModelError, AdapterError."""
         if name not in self._found:
             if name not in self._meanings:
@@ -37,7 +38,7 @@ class Loader:
         for engine in self._engines.values():
             engine.close()
 
-    def _load(self, name: str, meaning: Mapping) -> tuple[Engine, Served]:
+    def _load(self, name: str, meaning: Mapping) -> tuple[BaseEngine, Served]:
         from tunesmith.models.base import resolve
 
         if meaning.get("adapter") is None:
@@ -55,7 +56,7 @@ class Loader:
         engine.add([name], adapter, tokenizer or engine.find(engine.base.ref).tokenizer, fingerprint, int(time.time()))
         return engine, engine.find(name)
 
-    def _engine(self, base, dtype: str | None) -> Engine:
+    def _engine(self, base, dtype: str | None) -> BaseEngine:
         from tunesmith.engine.precision import choose
         from tunesmith.models.load import tokenizer_of
 
