@@ -22,8 +22,7 @@ from tunesmith.store.files import read_json, write_json
 from tunesmith.training.run import Run, environment
 
 if TYPE_CHECKING:
-    pass
-from tunesmith.serving.interface import BaseEngine, Served
+    from tunesmith.serving.interface import BaseEngine, Served
 
 GOLDENS = 8
 """Held-out questions of the primary test set that are kept."""
