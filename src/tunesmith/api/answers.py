@@ -12,7 +12,7 @@ from tunesmith.api.logprobs import words
 from tunesmith.api.schemas import UNSUPPORTED, ChatRequest, CompletionRequest, Sampling
 from tunesmith.api.tools import Calling, calling, grammar_of
 from tunesmith.errors import NotFoundError, TunesmithError
-from tunesmith.serving.generate import Token
+from tunesmith.serving.answer import Token
 from tunesmith.serving.grammar import Grammar
 from tunesmith.serving.interface import BaseEngine, Job, Served
 from tunesmith.serving.logprobs import Scored

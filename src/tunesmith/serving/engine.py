@@ -24,7 +24,8 @@ from typing import Any
 
 from tunesmith.errors import AdapterError, TemplateError, UsageError
 from tunesmith.models.base import Base
-from tunesmith.serving.generate import Token, generate
+from tunesmith.serving.answer import Token
+from tunesmith.serving.generate import generate
 from tunesmith.serving.interface import BaseEngine, Job, Served, call, closed, unknown
 from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import ENCODING

@@ -9,101 +9,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from tunesmith.serving.grammar import GrammarError
-from tunesmith.serving.logprobs import Scored, read_prompts, score
-from tunesmith.serving.sampling import Request, Sampler
+from tunesmith.serving.answer import Answer, Token
+from tunesmith.serving.logprobs import read_prompts
+from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import decode
 
 WORTH_SHARING = 512
 """A prefix that all prompts of a batch share (a system prompt, few-shot examples) is read once when it saves so many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    row: int
-    """Which request."""
-    id: int | None
-    """None when the row ends without a further token: its stop token is not part of the answer."""
-    finish: Literal["stop", "length"] | None = None
-    scores: tuple[Scored, ...] = ()
-    """With logprobs: this token's, and before it those of an echoed prompt. A stop token has its score, too."""
-    error: GrammarError | None = None
-    """Why the row ends here without a `finish`."""
-
-
 def generate(model, requests: list[Request], stop_ids: set[int],
              cancelled: Callable[[int], bool] = lambda _row: False) -> Iterator[Token]:
-    """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens.
-
-    The log-probabilities are the model's own: temperature, penalties, biases and a grammar decide what is drawn, not what is
-    reported.
-    """
+    """Tokens of all requests as they come, rows interleaved. `cancelled(row)` ends a row between two tokens."""
     device = next(model.parameters()).device
-    samplers = [Sampler(r, device, stop_ids) for r in requests]
-    rows = list(range(len(requests)))
-    made = [0] * len(requests)
+    answers = [Answer(row, request, device, stop_ids) for row, request in enumerate(requests)]
     last = torch.tensor([-1], device=device)  # a slice would be strided, and matmul would copy the head once a row
     with torch.inference_mode():
         echoes = [r.logprobs if r.echo else None for r in requests]
-        scores: list[list[Scored]] = [[] for _ in requests]
         shared = 0 if any(e is not None for e in echoes) else _shared_prefix([r.prompt for r in requests])
         cache = _prefill(model, requests[0].prompt[:shared], len(requests), last) if shared else None
         ids_BL, mask_BL = _left_padded([r.prompt[shared:] for r in requests], device)
-        mask_BL = torch.cat([mask_BL.new_ones(len(rows), shared), mask_BL], 1)
+        mask_BL = torch.cat([mask_BL.new_ones(len(answers), shared), mask_BL], 1)
         positions = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, shared:]
         if any(e is not None for e in echoes):
             cache, scores = read_prompts(model, [r.prompt for r in requests], echoes, ids_BL, mask_BL, positions)
             ids_BL, positions = ids_BL[:, -1:], positions[:, -1:]
-        while rows:
+            for answer, said in zip(answers, scores, strict=True):
+                answer.said = said
+        while answers:
             out = model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions, past_key_values=cache,
                         use_cache=True, logits_to_keep=last)
             cache = out.past_key_values
             logits_BV = out.logits[:, -1].float()
-            chosen_B = [_choose(samplers[row], logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
-            stay = []
-            for at, (row, token) in enumerate(zip(rows, chosen_B, strict=True)):
-                request, said = requests[row], scores[row]
-                scores[row] = []
-                if not request.max_new_tokens:
-                    yield Token(row, None, "length", tuple(said))
-                    continue
-                if isinstance(token, GrammarError):
-                    yield Token(row, None, error=token)
-                    continue
-                if request.logprobs is not None:
-                    said = said + score(logits_BV[at : at + 1], [token], request.logprobs)
-                made[row] += 1
-                if cancelled(row) or (token in stop_ids and not request.ignore_stop):
-                    yield Token(row, None, "stop", tuple(said))
-                elif samplers[row].complete:  # the stop token would be all that may follow
-                    yield Token(row, token, "stop", tuple(said))
-                elif made[row] == request.max_new_tokens:
-                    yield Token(row, token, "length", tuple(said))
-                else:
-                    yield Token(row, token, None, tuple(said))
+            likeliest = logits_BV.argmax(-1).tolist() if any(a.greedy for a in answers) else [None] * len(answers)
+            stay, chosen = [], []
+            for at, (answer, best) in enumerate(zip(answers, likeliest, strict=True)):
+                token = answer.next(logits_BV[at], best, cancelled(answer.row))
+                yield token
+                if not (token.finish or token.error):
                     stay.append(at)
+                    chosen.append([token.id])
             if not stay:
                 return
-            if len(stay) < len(rows):
+            if len(stay) < len(answers):
                 keep = torch.tensor(stay, device=device)
                 cache.batch_select_indices(keep)
                 mask_BL, positions = mask_BL[keep], positions[keep]
-                rows = [rows[i] for i in stay]
-            ids_BL = torch.tensor([[chosen_B[i]] for i in stay], device=device)
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], 1)
+                answers = [answers[i] for i in stay]
+            ids_BL = torch.tensor(chosen, device=device)
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(answers), 1)], 1)
             positions = positions[:, -1:] + 1
-
-
-def _choose(sampler: Sampler, logits_V: torch.Tensor) -> int | GrammarError:
-    try:
-        return sampler(logits_V)
-    except GrammarError as error:  # this row's trouble alone
-        return error
 
 
 def _shared_prefix(prompts: list[list[int]]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith.errors import NotFoundError, TunesmithError
 from tunesmith.models.base import Base
-from tunesmith.serving.generate import Token
+from tunesmith.serving.answer import Token
 from tunesmith.serving.grammar import GrammarError
 from tunesmith.serving.sampling import Request
 

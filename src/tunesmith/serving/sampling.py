@@ -76,8 +76,18 @@ class Sampler:
         """The grammar allows nothing more than an end."""
         return self._state is not None and self._state.complete
 
-    def __call__(self, logits_V: torch.Tensor) -> int:
-        """Raises GrammarError when the grammar cannot go on."""
+    @property
+    def greedy(self) -> bool:
+        """The next token is nothing but the likeliest."""
+        r = self.request
+        return not (r.temperature or r.frequency_penalty or r.presence_penalty or r.logit_bias or self._state
+                    or self._made < r.min_tokens) and r.repetition_penalty == 1.0
+
+    def __call__(self, logits_V: torch.Tensor, likeliest: int | None = None) -> int:
+        """Raises GrammarError when the grammar cannot go on. `likeliest`: the logits' argmax, if it is known."""
+        if likeliest is not None and self.greedy:
+            self._made += 1
+            return likeliest
         logits_V = self.adjusted(logits_V)
         if self.request.temperature == 0.0:
             token = int(logits_V.argmax())
