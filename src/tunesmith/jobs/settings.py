@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from tunesmith.errors import Problem, UsageError
+from tunesmith.errors import Problem, RecipeError, UsageError
 from tunesmith.jobs import places
+from tunesmith.recipe.load import merge_alternatives, problem_of, yaml_with_lines
+from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.section import Section
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Limits(_Strict):
+class Limits(Section):
     """What one client may take. Sizes in bytes."""
 
     body_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
@@ -44,7 +43,7 @@ class Limits(_Strict):
     """Fine-tuning jobs of a project that have not ended."""
 
 
-class Settings(_Strict):
+class Settings(Section):
     organization: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$")] = "local"
     """In the names of fine-tuned models: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
     aliases: dict[str, str] = {}
@@ -80,17 +79,37 @@ def database_url(settings: Settings) -> str:
 
 
 def read_settings(path: Path) -> Settings:
-    """Raises UsageError with every mistake of the file."""
+    """Raises UsageError with every mistake of the file, each with its line and the nearest name."""
     try:
-        return Settings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        value, lines, problems = yaml_with_lines(path.read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
         raise UsageError("could not read the server's settings", where=str(path), why=error.strerror,
                          fix="give a file that is there") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError("the server's settings are no YAML", where=str(path), why=str(error).splitlines()[0],
-                         fix="see docs/serve.md") from error
+    except (RecipeError, UnicodeDecodeError) as error:
+        raise UsageError("the server's settings are no YAML", where=getattr(error, "where", str(path)),
+                         why=getattr(error, "why", str(error)), fix="see docs/serve.md") from error
+    settings = Settings()
+    try:
+        settings = Settings.model_validate({} if value is None else value)
     except ValidationError as error:
-        problems = [Problem(code="settings", message=f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}")
-                    for e in error.errors()]
-        raise UsageError("the server's settings are not valid", where=str(path), problems=problems,
-                         fix="see docs/serve.md") from error
+        problems += merge_alternatives([problem_of(e, lines, str(path), Settings) for e in error.errors()])
+    if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
+        problems += _mistakes_of_jobs(value["recipe"], lines, str(path))
+    if problems:
+        problems.sort(key=lambda p: int(p.where.rsplit(":", 1)[1]))
+        raise UsageError(f"the server's settings have {len(problems)} mistake{'s' * (len(problems) > 1)}", where=str(path),
+                         problems=problems, fix="see docs/serve.md")
+    return settings
+
+
+def _mistakes_of_jobs(recipe: dict[str, Any], lines: dict[tuple, int], where: str) -> list[Problem]:
+    """What is wrong with `recipe`, before the first job says so."""
+    data = recipe.get("data", {})
+    job_s_own = {"name": "job", "base": "base", "data": {"train": "train.jsonl"} | data if isinstance(data, dict) else data}
+    try:
+        Recipe.model_validate(recipe | job_s_own)
+    except ValidationError as error:
+        inner = {path[1:]: line for path, line in lines.items() if path[:1] == ("recipe",)}
+        found = merge_alternatives([problem_of(e, inner, where) for e in error.errors()])
+        return [replace(p, message=f"recipe.{p.message}") for p in found]
+    return []
