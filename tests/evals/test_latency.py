@@ -22,6 +22,7 @@ from tunesmith.training.run import Run
 QUESTION = [{"role": "user", "content": "12 Oak Street"}]
 
 
+@pytest.mark.slow
 def test_the_real_server_is_measured_with_base_and_adapter(project, command):
     run_id = project.done["run_id"]
     path = project.run_dir / "recipe.resolved.json"

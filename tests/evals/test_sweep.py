@@ -45,6 +45,7 @@ def recipe(make_recipe):
     return make_recipe(**{"data.test": {"near": "test.jsonl", "far": "test.jsonl"}, "train.epochs": 1})
 
 
+@pytest.mark.slow
 def test_a_sweep_from_start_to_end_after_a_crash_and_once_more(recipe, home, command):
     first = command("sweep", recipe, "--set", RANKS[0], "--json", check=0)
     swept = first.json

@@ -76,6 +76,7 @@ def run(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="limits the address space, and gives freed memory back")
 @pytest.mark.parametrize("path", ["fast", "plain"])
 def test_pack_that_does_not_fit_is_trained_in_halves_with_the_same_gradient(path):

@@ -57,6 +57,7 @@ def edit_golden(folder):
 # ---- through the command line, in a fresh process --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_whole_release_comes_back_word_for_word_and_the_channel_stays(release, command, home):
     second = copied(release, "second").name
     for r in (release.id, second):
@@ -193,6 +194,7 @@ def test_the_gate_passes_what_was_drilled_lately_and_here(changes, verdict, word
     assert rollback(replace(Evidence(recipe, None, {}), fallback=None)).verdict == "not_measured"
 
 
+@pytest.mark.slow
 def test_a_release_asks_for_a_drill_of_what_it_would_replace(project, release, command):
     """First nothing is in the channel, then something that nobody drilled, then something that failed, then it passes."""
     path = project.run_dir / "recipe.resolved.json"
