@@ -9,26 +9,6 @@
 
 enum { QUERIES = 8, KEYS = 2 * LANES };
 
-/* A word is what `dot` multiplies at once: one float, or two neighbours in bfloat16. */
-#if defined(BFLOAT16) && defined(__AVX512BF16__)
-#include <immintrin.h>
-typedef uint32_t word;
-enum { PER_WORD = 2 };
-static inline v16 dot(v16 sum, word a, const word *b) {
-    return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)_mm512_loadu_si512(b));
-}
-static inline word word_at(const real *x) {
-    word both;
-    memcpy(&both, x, sizeof both);
-    return both;
-}
-#else
-typedef float word;
-enum { PER_WORD = 1 };
-static inline v16 dot(v16 sum, word a, const word *b) { return sum + a * *(const v16 *)b; }
-static inline word word_at(const real *x) { return load(*x); }
-#endif
-
 /* [L, D] float32 from strided rows, zeros up to `padded` rows. */
 static void floats_of(const real *x, i64 stride, i64 length, i64 padded, i64 size, float by, float *out) {
     for (i64 t = 0; t < length; t++)

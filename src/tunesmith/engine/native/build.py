@@ -25,9 +25,9 @@ import torch
 from tunesmith.store.home import cache
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("attention.c", "kernels.c"))
+SOURCES = tuple(FOLDER / name for name in ("attention.c", "decode.c", "kernels.c", "pages.c", "pool.c"))
 HEADER = FOLDER / "common.h"
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-pthread", "-fPIC", "-shared")
 DTYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 SECONDS = 120
 """More than this, and the compiler is given up."""
@@ -95,10 +95,10 @@ def _load_all() -> tuple[dict[torch.dtype, Library], str | None]:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return {}, f"the C compiler failed: {said.strip().splitlines()[-1] if said.strip() else type(error).__name__}"
-    from tunesmith.engine.native.functions import disagreement
+    from tunesmith.engine.native import decode, functions
 
     for dtype, library in made.items():
-        if what := disagreement(library, dtype):
+        if what := functions.disagreement(library, dtype) or decode.disagreement(library, dtype):
             return {}, f"the compiled {what} differs from torch's"
     return made, None
 

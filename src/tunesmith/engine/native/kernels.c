@@ -5,11 +5,13 @@
 
 #include "common.h"
 
+enum { ALONE = 1 << 15 }; /* numbers that one thread is done with before another has woken */
+
 /* ---- norm over rows of `dim` -------------------------------------------------------------------------------------- */
 
 /* y = w n, or (1 + w) n where `offset` is 1; n = x / sqrt(mean(x^2) + eps). Llama rounds n to `real` before, Gemma does not. */
 void rms_norm(const real *x, const real *weight, real *y, float *scale, i64 rows, i64 dim, float eps, int offset) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * dim > ALONE)
     for (i64 row = 0; row < rows; row++) {
         const real *from = x + row * dim;
         real *to = y + row * dim;
@@ -31,7 +33,7 @@ void rms_norm(const real *x, const real *weight, real *y, float *scale, i64 rows
 void rms_norm_backward(const real *dy, const real *x, const real *weight, const float *scale, real *dx, i64 rows, i64 dim,
                        int offset) {
     float add = offset ? 1.0f : 0.0f;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * dim > ALONE)
     for (i64 row = 0; row < rows; row++) {
         const real *from = x + row * dim, *up = dy + row * dim;
         real *to = dx + row * dim;
@@ -51,7 +53,7 @@ void rms_norm_backward(const real *dy, const real *x, const real *weight, const 
 void rotary(const real *x, i64 token_stride, i64 head_stride, const real *cos, const real *sin, real *y, i64 tokens, i64 heads,
             i64 size, i64 turned, int back) {
     i64 half = turned / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (tokens * heads * size > ALONE)
     for (i64 t = 0; t < tokens; t++) {
         const real *c = cos + t * turned, *s = sin + t * turned;
         for (i64 h = 0; h < heads; h++) {
@@ -88,7 +90,7 @@ static inline float twice_u(float x) { return 1.5957691216f * (x + 0.044715f * x
 
 /* y = act(gate) * up; gate and up are [rows, width] with row strides. */
 void gated(const real *gate, i64 gate_stride, const real *up, i64 up_stride, real *y, i64 rows, i64 width, int act) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > ALONE)
     for (i64 row = 0; row < rows; row++) {
         const real *g = gate + row * gate_stride, *u = up + row * up_stride;
         real *to = y + row * width;
@@ -104,7 +106,7 @@ void gated(const real *gate, i64 gate_stride, const real *up, i64 up_stride, rea
 
 void gated_backward(const real *dy, const real *gate, i64 gate_stride, const real *up, i64 up_stride, real *dgate, real *dup,
                     i64 rows, i64 width, int act) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > ALONE)
     for (i64 row = 0; row < rows; row++) {
         const real *g = gate + row * gate_stride, *u = up + row * up_stride, *d = dy + row * width;
         real *to_gate = dgate + row * width, *to_up = dup + row * width;
@@ -131,7 +133,7 @@ void gated_backward(const real *dy, const real *gate, i64 gate_stride, const rea
 /* loss[i] = -log softmax(logits[i])[label]; hit[i]: the label is the largest. Both 0 where the label is negative.
  * with_gradient: logits become softmax - onehot, or 0 where there is no label. */
 void cross_entropy(real *logits, const i64 *labels, float *loss, uint8_t *hit, i64 rows, i64 words, int with_gradient) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * words > ALONE)
     for (i64 row = 0; row < rows; row++) {
         real *x = logits + row * words;
         i64 label = labels[row];
