@@ -50,6 +50,22 @@ NO_BASE_START = {"prompt", "prompt noise", "prefix", "prefix noise"}
 """Virtual tokens are a prompt from the first step on."""
 
 
+def decoder(architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes):
+    """A two-layer decoder: `decoder("qwen2", tie_word_embeddings=True)`. The same weights at every call."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    shape = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+             "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+             "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**shape | changes))
+    for name, p in model.named_parameters():  # biases and norms are born 0 and 1: then a forgotten one goes unseen
+        if p.ndim == 1:
+            torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.1)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def moved(model, seed: int = 2, std: float = 0.05):
     draw = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ W_up and both biases start at zero, so the start is the base. PEFT has none: the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,24 +54,24 @@ class WithBlocks(Adapted):
     def __init__(self, base: nn.Module, config: dict):
         super().__init__(base, config)
         self.blocks = nn.ModuleDict()
-        for name, module in _places(base, config["after"]).items():
+        for name, module in places(base, config["after"]).items():
             block = Block(base.config.get_text_config().hidden_size, config["size"], config["activation"]).to(base.device)
             self.blocks[name.replace(".", "-")] = block
             module.register_forward_hook(self._behind(block))
 
     def _behind(self, block: Block):
-        def hook(_module, _args, output):
-            if not self.enabled:
-                return None
-            return (block(output[0]), *output[1:]) if isinstance(output, tuple) else block(output)
-
-        return hook
+        return lambda _module, _args, output: changed(output, block) if self.enabled else None
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {f"{name.replace('-', '.')}": p for name, p in self.blocks.named_parameters()}
 
 
-def _places(model: PreTrainedModel, after: list[str]) -> dict[str, nn.Module]:
+def changed(output, change: Callable[[torch.Tensor], torch.Tensor]):
+    """A module's output with other hidden states: they are all of it, or the first of a tuple."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+def places(model: PreTrainedModel, after: list[str]) -> dict[str, nn.Module]:
     """The modules behind which a block stands, by name: `3.mlp`. Raises RecipeError where a base has none of that kind."""
     _, layers = decoder_layers(model)
     found = {}
@@ -101,7 +102,7 @@ def config(method: Bottleneck, base_ref: str) -> dict:
 def estimate(model: PreTrainedModel, method: Bottleneck) -> Estimate:
     """2 d m + m + d a block. Kept for backward: its input, in 4 bytes at most, and m inner units twice."""
     width, size = model.config.get_text_config().hidden_size, method.size
-    parts = [Part(n, width, width, 2 * width * size + size + width) for n in _places(model, method.after)]
+    parts = [Part(n, width, width, 2 * width * size + size + width) for n in places(model, method.after)]
     return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts),
                     kept_bytes_per_token=len(parts) * 4 * (width + 2 * size))
 
@@ -122,11 +123,7 @@ def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trai
     base = alone(model, directory)
     tensors = files.read_tensors(directory)
     with files.fitting(directory):
-        if settings["activation"] not in ACTIVATIONS or not set(settings["after"]) <= set(PLACES):
-            raise ValueError(f"activation {settings['activation']!r} after {settings['after']}: not known here")
-        expected = {f"{n}.{part}": torch.Size(shape) for n in _places(base, settings["after"]) for part, shape in _shapes(
-            base.config.get_text_config().hidden_size, settings["size"]).items()}
-        files.same_shapes(tensors, expected)  # before anything hangs on the base
+        files.same_shapes(tensors, shapes(base, settings))  # before anything hangs on the base
     made = WithBlocks(base, settings)
     copy_into(made.trained(), tensors)
     made.requires_grad_(False)
@@ -134,8 +131,18 @@ def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trai
     return made.train(trainable)
 
 
-def _shapes(width: int, size: int) -> dict[str, tuple[int, ...]]:
-    return {"down.weight": (size, width), "down.bias": (size,), "up.weight": (width, size), "up.bias": (width,)}
+def shapes(model: PreTrainedModel, settings: dict) -> dict[str, torch.Size]:
+    """Shape of each tensor that these settings make on a base, by its name in the file: `3.mlp.down.weight`.
+
+    Raises:
+        ValueError: the settings are not known here, or (RecipeError) the base has no such places.
+        KeyError: one of them is missing.
+    """
+    if settings["activation"] not in ACTIVATIONS or not set(settings["after"]) <= set(PLACES):
+        raise ValueError(f"activation {settings['activation']!r} after {settings['after']}: not known here")
+    width, size = model.config.get_text_config().hidden_size, settings["size"]
+    parts = {"down.weight": (size, width), "down.bias": (size,), "up.weight": (width, size), "up.bias": (width,)}
+    return {f"{n}.{part}": torch.Size(shape) for n in places(model, settings["after"]) for part, shape in parts.items()}
 
 
 def restore(model: WithBlocks, tensors: dict[str, torch.Tensor]) -> None:

@@ -72,13 +72,19 @@ def config(method: Prefix, base_ref: str) -> PrefixTuningConfig:
 
 def estimate(model: PreTrainedModel, method: Prefix) -> Estimate:
     """n * layers * 2 * key/value heads * head size. Every row looks back on n tokens more."""
+    layers, heads, size = cached(model)
+    width = 2 * heads * size
+    parts = [Part("virtual tokens", method.tokens, width, method.tokens * width) for _ in range(layers)]
+    return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts), tokens_per_row=method.tokens,
+                    adapts_linear=False)
+
+
+def cached(model: PreTrainedModel) -> tuple[int, int, int]:
+    """(layers, key/value heads, head size) of what a base keeps of a token."""
     shape = model.config.get_text_config()
     heads = shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
-    width = 2 * (getattr(shape, "num_key_value_heads", None) or heads) * size
-    parts = [Part("virtual tokens", method.tokens, width, method.tokens * width) for _ in range(shape.num_hidden_layers)]
-    return Estimate(parts=parts, adapter_bytes=4 * sum(p.parameters for p in parts), tokens_per_row=method.tokens,
-                    adapts_linear=False)
+    return shape.num_hidden_layers, getattr(shape, "num_key_value_heads", None) or heads, size
 
 
 def load(model: PreTrainedModel, directory: Path, *, name: str = "default", trainable: bool = False) -> Prefixed:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tunesmith.methods.files import WEIGHTS_FILE, fitting, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +18,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be (0.33); an adapter needs one that is not below its own rank."""
 VLLM_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """`init_lora_weights` that leave the base as it is; the others (pissa, olora, corda, loftq) have changed it."""
+LORA_TENSOR = re.compile(r"\.lora_(A|B)\.weight$|\.lora_embedding_(A|B)$")
 OF_ADAPTER = re.compile(r"\.(lora_\w+|ia3_l|modules_to_save|down|up)\b.*|\.(weight|bias)$")
 """The end of a parameter's name, which says what it is in its adapter."""
 
@@ -70,3 +74,15 @@ def vllm(config: dict) -> dict:
     if fitting is None:
         refused.append(f"its rank {rank} is above {VLLM_RANKS[-1]}")
     return {"loads": not refused, "max_lora_rank": fitting, "refused": refused}
+
+
+def vllm_directory(adapter: Path) -> dict:
+    """`vllm` of an adapter on disk, with its tensors' names looked at, too."""
+    from safetensors import safe_open
+
+    found = vllm(read_config(adapter))
+    with fitting(adapter), safe_open(adapter / WEIGHTS_FILE, framework="pt") as file:
+        odd = [name for name in file.keys() if not LORA_TENSOR.search(name)]  # noqa: SIM118 - not a dict
+    if odd and found["loads"]:
+        found = found | {"loads": False, "refused": [f"it holds {len(odd)} tensors that are no LoRA's, such as {odd[0]}"]}
+    return found
