@@ -22,6 +22,10 @@ BANNED = -1e4
 """What a bias of -100 adds: a probability of exactly 0 in float32, unless nothing that is not banned can follow."""
 
 
+LIKELIEST = 1024
+"""Words that are looked at first for `top_p`; all of them are sorted only if these are not enough."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     prompt: list[int]
@@ -89,10 +93,7 @@ class Sampler:
             self._made += 1
             return likeliest
         logits_V = self.adjusted(logits_V)
-        if self.request.temperature == 0.0:
-            token = int(logits_V.argmax())
-        else:
-            token = int(torch.multinomial(self.distribution(logits_V), 1, generator=self.random))
+        token = int(logits_V.argmax()) if self.request.temperature == 0.0 else self._draw(self.distribution(logits_V))
         self._take(token)
         return token
 
@@ -136,10 +137,19 @@ class Sampler:
         if r.top_p < 1.0:
             if r.min_p or r.top_k:
                 p_V = p_V / p_V.sum()
-            sorted_V, order_V = p_V.sort(descending=True)
-            sorted_V[sorted_V.cumsum(0) - sorted_V >= r.top_p] = 0.0
-            p_V = torch.zeros_like(p_V).scatter(0, order_V, sorted_V)
+            sorted_N, order_N = p_V.topk(min(LIKELIEST, len(p_V)))
+            if sorted_N.sum() < r.top_p:
+                sorted_N, order_N = p_V.sort(descending=True)
+            sorted_N[sorted_N.cumsum(0) - sorted_N >= r.top_p] = 0.0
+            p_V = torch.zeros_like(p_V).scatter(0, order_N, sorted_N)
         return p_V
+
+    def _draw(self, p_V: torch.Tensor) -> int:
+        """By one uniform number and the sums of the probabilities: torch.multinomial draws a number for every word."""
+        sums_V = p_V.cumsum(0, dtype=torch.float64)
+        at = torch.rand(1, dtype=torch.float64, generator=self.random, device=p_V.device) * sums_V[-1]
+        last = torch.searchsorted(sums_V, sums_V[-1:])  # that has a probability, where `at` is rounded up to the whole sum
+        return int(torch.minimum(torch.searchsorted(sums_V, at, right=True), last))
 
     def _take(self, token: int) -> None:
         self._made += 1
