@@ -7,6 +7,7 @@ release; a server whose fingerprint differs would prompt the adapter in a way it
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from tunesmith.errors import TemplateError
 from tunesmith.store.files import sha256_json
@@ -26,9 +27,21 @@ PROBES = {
 }
 
 
+_vocabularies: WeakKeyDictionary = WeakKeyDictionary()
+"""tokenizer -> (what its vocabulary depends on, its digest): hashing a large one takes longer than all the rest."""
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    state = (id(getattr(tokenizer, "backend_tokenizer", None)), len(tokenizer))
+    known = _vocabularies.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _vocabularies[tokenizer] = state, sha256_json(tokenizer.get_vocab())
+    return known[1]
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """`sha256:...` over vocabulary, template, rendered probe conversations, the generation prompt and the stop token."""
-    seen: dict = {"vocabulary": sha256_json(tokenizer.get_vocab()), "template": tokenizer.chat_template,
+    seen: dict = {"vocabulary": _vocabulary(tokenizer), "template": tokenizer.chat_template,
                   "special": sorted(tokenizer.all_special_ids), "stop": stop_token(tokenizer)}
     for name, (messages, tools) in PROBES.items():
         try:
