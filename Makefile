@@ -43,7 +43,7 @@ test-ray: setup
 
 test-vllm: setup
 	@TORCH='$(TORCH)' bash scripts/install_vllm.sh .venv-vllm
-	@TUNESMITH_VLLM=.venv-vllm/bin/vllm $(BIN)/python -m pytest -m vllm tests/exports/test_vllm.py
+	@TUNESMITH_VLLM=.venv-vllm/bin/vllm $(BIN)/python -m pytest -m vllm tests/exports/test_vllm.py tests/serving/test_vllm_engine.py
 
 test-stores: setup
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -c .venv/torch.txt -e '.[dev,stores]'

@@ -117,6 +117,10 @@ class StoreError(TunesmithError, OSError):
     """A file could not be written or read back: full disk, no permission, changed bytes."""
 
 
+class BusyError(TunesmithError, RuntimeError):
+    """Too much is waiting already; the same may be asked again in a moment."""
+
+
 class TrackingError(TunesmithError, RuntimeError):
     """The tracking store cannot be reached or written."""
 

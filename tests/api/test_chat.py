@@ -121,7 +121,8 @@ def test_a_seed_reproduces_an_answer_and_another_seed_does_not(client, base):
 
 def test_two_choices_are_two_samples_and_their_prompt_is_counted_once(client, base, prompt_ids):
     def ask():
-        return client.chat.completions.create(model=base, messages=QUESTION, n=2, seed=11, max_tokens=16, temperature=1)
+        return client.chat.completions.create(model=base, messages=QUESTION, n=2, seed=11, max_tokens=16, temperature=1,
+                                              extra_body={"ignore_eos": True})
 
     made = ask()
     assert [c.index for c in made.choices] == [0, 1]

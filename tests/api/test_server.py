@@ -102,9 +102,9 @@ def test_a_channels_name_wins_over_the_name_of_another_releases_recipe(project, 
     tunesmith.promote(manifest["release_id"], "tiny")
     engine = load_engine(["blue", "tiny"], [], None)
     try:
-        inside = {name: served.adapter for name, served in engine.served.items()}
+        inside = {name: served.root for name, served in engine.served.items()}
         assert inside["tiny"] == inside["other"] == inside[manifest["release_id"]] != inside["blue"] == inside[first.id]
-        assert inside[str(lively_base)] is None
+        assert engine.served[str(lively_base)].adapter is None
     finally:
         engine.close()
 

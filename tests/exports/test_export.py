@@ -9,8 +9,8 @@ import shutil
 import pytest
 import yaml
 
-from tunesmith.exports.vllm import VLLM
 from tunesmith.releases.export import slug
+from tunesmith.serving.vllm_process import VLLM
 from tunesmith.store.files import sha256_tree
 
 

@@ -14,6 +14,7 @@ from tests.exports.conftest import spoil
 from tunesmith.errors import UsageError
 from tunesmith.exports import vllm
 from tunesmith.methods.files import read_config
+from tunesmith.serving import vllm_process
 
 
 @pytest.fixture
@@ -105,9 +106,9 @@ def test_an_adapter_with_neither_form_is_refused(asked, copied, tmp_path):
 def test_vllm_is_found_by_its_command_or_its_python(tmp_path, monkeypatch):
     (tmp_path / "vllm").touch()
     for given in ("vllm", "python"):
-        monkeypatch.setenv(vllm.VLLM, str(tmp_path / given))
-        assert vllm.executable() == tmp_path / "vllm"
-    monkeypatch.setenv(vllm.VLLM, str(tmp_path / "elsewhere" / "python"))
+        monkeypatch.setenv(vllm_process.VLLM, str(tmp_path / given))
+        assert vllm_process.executable() == tmp_path / "vllm"
+    monkeypatch.setenv(vllm_process.VLLM, str(tmp_path / "elsewhere" / "python"))
     with pytest.raises(UsageError, match="names no vLLM") as refused:
-        vllm.executable()
+        vllm_process.executable()
     assert "install_vllm.sh" in refused.value.fix

@@ -41,6 +41,8 @@ def test_what_is_right_is_read_and_an_empty_file_is_all_defaults(written):
     (("organization", "organisation"), 1, "organisation: no such key", "did you mean 'organization'?"),
     (("body_bytes", "body_byte"), 3, "limits.body_byte: no such key", "did you mean 'body_bytes'?"),
     (("4096", "10"), 3, "limits.body_bytes: Input should be greater than or equal to 1024 (got 10)", None),
+    (("limits: {body_bytes: 4096}", "engine: {type: vllm, waiting: 9}"), 3, "waiting: only with type tunesmith", None),
+    (("limits: {body_bytes: 4096}", "engine: {max_loras: 9}"), 3, "max_loras: only with type vllm", None),
     (("rank: 8", "ranc: 8"), 5, "recipe.method.ranc: no such key", "did you mean 'rank'?"),
     (("type: lora", "type: lorra"), 5, "recipe.method.type:", "did you mean 'lora'?"),
     (("tokens_per_step: 512", "tokens_per_step: many"), 6, "recipe.train.tokens_per_step:", None),

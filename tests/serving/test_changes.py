@@ -164,13 +164,14 @@ def test_what_is_removed_leaves_no_weights_behind(engine, adapters, prompts, bes
     for name in (*beside, "red"):
         add_to(engine, name, adapters[name])
         ask(engine, name, prompts[1])
-    inside = engine.find("red").adapter
-    weights = [weakref.ref(p) for n, p in engine._carriers[inside].named_parameters() if f".{inside}." in n]
+    factors = engine._shared.shelf.get(engine.find("red").adapter).factors.values()
+    weights = [weakref.ref(f.packed or f.a_RC) for f in factors]
     assert len(weights) > 10 and all(w() is not None for w in weights)
+    del factors
     engine.remove("red")
     gc.collect()
     assert [w for w in weights if w() is not None] == []
-    assert len(engine._trees) == len(beside)
+    assert len(engine._shared.shelf) == engine._shared.shelf.loaded == len(beside)
 
 
 def test_a_load_that_is_refused_leaves_nothing_behind_and_the_engine_goes_on(engine, adapters, tmp_path, prompts, expected):
@@ -186,8 +187,7 @@ def test_a_load_that_is_refused_leaves_nothing_behind_and_the_engine_goes_on(eng
               tmp_path / "zero" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AdapterError, match="changes nothing"):
         add_to(engine, "zero", tmp_path / "zero")
-    assert list(engine._carriers) == [engine.find("red").adapter]
-    assert list(engine._carriers.values())[0].peft_config.keys() == {engine.find("red").adapter}
+    assert len(engine._shared.shelf) == 1 and engine._shared.shelf.get(engine.find("red").adapter)
     assert ask(engine, "red", prompts[1]).ids == expected["red", 1]
 
 

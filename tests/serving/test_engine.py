@@ -15,8 +15,9 @@ import torch
 from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError
 from tunesmith.models.base import resolve
 from tunesmith.models.load import tokenizer_of
-from tunesmith.serving.engine import MAX_BATCH, Engine
+from tunesmith.serving.engine import Engine
 from tunesmith.serving.sampling import Request
+from tunesmith.serving.shared import ROWS
 from tunesmith.template.fingerprint import fingerprint
 
 LONGEST_WAIT = 60
@@ -126,10 +127,10 @@ def test_logits_equal_plain_peft(engine_of, names, base_name, prompts, reference
     engine = engine_of("red", "green", "blue")  # of its own: the worker must not touch the model meanwhile
     for name in names:
         for prompt in prompts:
-            ids = torch.tensor([prompt])
+            mix = engine.find(name).mix
+            served = engine._shared.probe(engine._shared.shelf.get(mix[0][0]) if mix else None, prompt)
             with torch.inference_mode():
-                served = engine._answering(engine.find(name).adapter)(input_ids=ids).logits
-                alone = reference(key(name, base_name))(input_ids=ids).logits
+                alone = reference(key(name, base_name))(input_ids=torch.tensor([prompt])).logits[0, -1]
             torch.testing.assert_close(served, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -140,20 +141,20 @@ def test_concurrent_requests_to_different_adapters_never_mix(engine, names, prom
     assert answered == [expected[a] for a in asked]
 
 
-def test_requests_that_wait_together_become_one_batch_of_their_adapter(engine, names, base_name, prompts, expected):
+def test_requests_for_several_adapters_share_their_steps(engine, names, base_name, prompts, expected):
     with busy(engine):
         waiting = [(name, i, Asked(engine, name, Request(prompt=prompts[i], max_new_tokens=12)))
                    for name, i in (("green", 0), (base_name, 1), ("green", 2), (base_name, 3), ("green", 4))]
     assert [(a.wait().ids, a.finish) for _, _, a in waiting] == [(expected[n, i], "length") for n, i, _ in waiting]
 
 
-def test_a_batch_has_at_most_its_limit_and_the_rest_follows(engine_of, prompts):
+def test_a_step_has_at_most_so_many_rows_and_the_rest_follows(engine_of, prompts):
     engine = engine_of()
     request, loads = Request(prompt=prompts[1], max_new_tokens=2), []
     with busy(engine):
-        asked = [Asked(engine, engine.base.ref, request, lambda _n: loads.append(engine.load)) for _ in range(MAX_BATCH + 3)]
+        asked = [Asked(engine, engine.base.ref, request, lambda _n: loads.append(engine.load)) for _ in range(ROWS + 3)]
     assert len({tuple(a.wait().ids) for a in asked}) == 1
-    assert loads[0] == {"running": MAX_BATCH, "waiting": 3}
+    assert loads[0] == {"running": ROWS, "waiting": 3}
     assert loads[-1] == {"running": 0, "waiting": 0}
 
 

@@ -11,7 +11,7 @@ from tunesmith.api.errors import BadParameter
 from tunesmith.api.logprobs import words
 from tunesmith.api.schemas import UNSUPPORTED, ChatRequest, CompletionRequest, Sampling
 from tunesmith.api.tools import Calling, calling, grammar_of
-from tunesmith.errors import NotFoundError, TunesmithError
+from tunesmith.errors import NotFoundError, TunesmithError, UsageError
 from tunesmith.serving.answer import Token
 from tunesmith.serving.grammar import Grammar
 from tunesmith.serving.interface import BaseEngine, Job, Served
@@ -157,7 +157,7 @@ async def stream_pieces(asked: Asked) -> AsyncIterator[Piece]:
             jobs.append(asked.engine.submit(served, asked.request(prompt), put(i), put(i)))
         while running:
             index, item = await queue.get()
-            if isinstance(item, NotFoundError):
+            if isinstance(item, NotFoundError | UsageError):
                 raise item
             if isinstance(item, BaseException):
                 raise TunesmithError("generation failed", why=f"{type(item).__name__}: {item}") from item

@@ -25,12 +25,13 @@ from tunesmith.api.answers import (
     stream_pieces,
 )
 from tunesmith.api.caller import Caller, may
-from tunesmith.api.errors import error_body, words
+from tunesmith.api.errors import BadParameter, error_body, words
 from tunesmith.api.logprobs import of_chat, of_text
 from tunesmith.api.schemas import ChatRequest, CompletionRequest
 from tunesmith.api.service import Service, service_of
 from tunesmith.errors import TunesmithError
 from tunesmith.serving.calls import Said
+from tunesmith.serving.interface import BaseEngine, Served
 from tunesmith.serving.logprobs import Scored
 
 router = APIRouter()
@@ -39,7 +40,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat(body: ChatRequest, request: Request, caller: Caller = Depends(may("infer")),
                service: Service = Depends(service_of)):
-    engine, served = await service.engines.ready(body.model, caller.project_id)
+    engine, served = await _asked_of(body, caller, service)
     asked = await run_in_threadpool(asked_of_chat, engine, served, body)
     return await _answer(_Chat(asked), asked, request)
 
@@ -47,9 +48,25 @@ async def chat(body: ChatRequest, request: Request, caller: Caller = Depends(may
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request, caller: Caller = Depends(may("infer")),
                       service: Service = Depends(service_of)):
-    engine, served = await service.engines.ready(body.model, caller.project_id)
+    engine, served = await _asked_of(body, caller, service)
     asked = await run_in_threadpool(asked_of_completion, engine, served, body)
     return await _answer(_Text(asked), asked, request)
+
+
+async def _asked_of(body: ChatRequest | CompletionRequest, caller: Caller, service: Service) -> tuple[BaseEngine, Served]:
+    """The model, or the adapters that are to answer on it together."""
+    engine, served = await service.engines.ready(body.model, caller.project_id)
+    if not body.adapters:
+        return engine, served
+    if served.adapter:
+        raise BadParameter(f"`{body.model}` is an adapter itself: the base is `model`, adapters have weights", "adapters")
+    parts = []
+    for name, weight in body.adapters.items():
+        beside, part = await service.engines.ready(name, caller.project_id)
+        if beside is not engine:
+            raise BadParameter(f"`{name}` does not stand on `{body.model}`", "adapters")
+        parts.append((part, weight))
+    return engine, engine.mixed(parts)
 
 
 async def _answer(shape: _Chat | _Text, asked: Asked, request: Request):

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
 
 from tunesmith.api.errors import BadParameter
+from tunesmith.api.factory import make_engine
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.jobs import places
 from tunesmith.jobs.database import Database, clock
@@ -22,7 +23,6 @@ from tunesmith.jobs.names import is_checkpoint, is_tuned
 from tunesmith.jobs.places import pin
 from tunesmith.jobs.settings import Settings
 from tunesmith.jobs.tables import models, permissions
-from tunesmith.serving.engine import Engine
 from tunesmith.serving.interface import BaseEngine, Served
 
 LONGEST_NAME = 255
@@ -134,14 +134,14 @@ class Engines:
     def _engine(self, ref: str, dtype: str | None = None) -> BaseEngine:
         from tunesmith.engine.precision import choose
         from tunesmith.models.base import resolve
-        from tunesmith.models.load import tokenizer_of
 
         with self._loading:
             base = resolve(ref)
             if base.digest not in self._by_digest:
-                choice = choose(dtype or "auto")
-                self._by_digest[base.digest] = Engine(base, tokenizer_of(base), str(choice.dtype).removeprefix("torch."),
-                                                      choice.device, int(time.time()))
+                if self.settings.engine.url and self._by_digest:
+                    raise UsageError(f"`{ref}` cannot be served: the vLLM server has another base",
+                                     where=self.settings.engine.url, fix="one server for each base")
+                self._by_digest[base.digest] = make_engine(base, choose(dtype or "auto"), self.settings.engine)
             return self._by_digest[base.digest]
 
     def _add(self, engine: BaseEngine, row: sa.RowMapping) -> None:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tunesmith.api.schemas import explain
-from tunesmith.errors import NotFoundError, TunesmithError, UsageError
+from tunesmith.errors import BusyError, NotFoundError, TunesmithError, UsageError
 
 KEY = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
 
@@ -62,6 +62,11 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(NotFoundError)
     async def model_not_found(_request, error: NotFoundError):
         return JSONResponse(error_body(error.what, "model_not_found" if "model" in error.what else "not_found"), 404)
+
+    @app.exception_handler(BusyError)
+    async def overloaded(_request, error: BusyError):
+        return JSONResponse(error_body(f"{error.what}: {error.fix}", "overloaded", kind="server_error"), 503,
+                            headers={"Retry-After": "1"})
 
     @app.exception_handler(TunesmithError)
     async def refused(request: Request, error: TunesmithError):

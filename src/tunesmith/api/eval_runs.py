@@ -173,12 +173,14 @@ def _meaning(service: Service, name: str, project_id: str) -> dict:
     engines = service.engines
     if engines.given and name in engines.given.served:
         served = engines.given.find(name)
-        return {"base": engines.given.base.ref} | ({"adapter": served.root} if served.adapter else {})
+        return {"base": engines.given.base.ref, "dtype": engines.given.dtype} | (
+            {"adapter": served.root} if served.adapter else {})
     if (row := engines.model(name, project_id)) is not None:
         return {"base": row["base"], "adapter": row["adapter"], "tokenizer": row["tokenizer"], "dtype": row["dtype"],
                 "fingerprint": row["template_fingerprint"]}
     engines.describe(name, project_id)
-    return {"base": engines.settings.base_of(name)}
+    base = engines.settings.base_of(name)
+    return {"base": base, "dtype": next((e.dtype for e in engines.all if e.base.ref == base), None)}
 
 
 def _refuse_too_many(connection: sa.Connection, caller: Caller, service: Service) -> None:

@@ -69,6 +69,9 @@ class Sampling(Known):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = None
+    adapters: Annotated[dict[Annotated[str, Field(max_length=255)], Annotated[float, Field(ge=-8, le=8)]],
+                        Field(max_length=8)] | None = None
+    """Adapters that answer together, each with its weight, on the base that `model` names. Ours, not OpenAI's."""
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ import uvicorn
 from tunesmith.api.app import create_app
 from tunesmith.api.caller import is_loopback
 from tunesmith.api.engines import Engines
+from tunesmith.api.factory import make_engine
 from tunesmith.api.service import Service
 from tunesmith.errors import UsageError
 from tunesmith.jobs import places
@@ -23,7 +24,7 @@ from tunesmith.jobs.settings import Settings, database_url
 from tunesmith.jobs.sweeper import Sweeper
 from tunesmith.releases.bundle import Release
 from tunesmith.releases.channel import current
-from tunesmith.serving.engine import Engine
+from tunesmith.serving.interface import BaseEngine
 from tunesmith.training.run import Run, tokenizer_for
 
 
@@ -41,7 +42,7 @@ def serve(*, channels: list[str], releases: list[str], base: str | None, host: s
         asked = channels or releases or base or runs
         if not asked and not settings.bases and not settings.aliases:
             raise _nothing()
-        given = load_engine(channels, releases, base, runs) if asked else None
+        given = load_engine(channels, releases, base, runs, settings) if asked else None
         if given and settings.base_of(given.base.ref) is None:
             settings = settings.model_copy(update={"bases": [*settings.bases, given.base.ref]})
         engines = Engines(settings, database, given)
@@ -112,12 +113,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def load_engine(channels: list[str], releases: list[str], base: str | None, runs: Sequence[str] = ()) -> Engine:
+def load_engine(channels: list[str], releases: list[str], base: str | None, runs: Sequence[str] = (),
+                settings: Settings = Settings()) -> BaseEngine:
     """An engine with everything that was asked for. A release answers to its id, the channels that point at it, and its
     recipe's name unless another one has it already. A run that was not released, for a trial, answers to its id."""
     from tunesmith.engine.precision import choose
     from tunesmith.models.base import resolve
-    from tunesmith.models.load import tokenizer_of
 
     pointed = {c: Release.find(current(c)["release_id"]) for c in channels}
     bundles = {r.id: r for r in [*pointed.values(), *(Release.find(r) for r in releases)]}
@@ -133,8 +134,16 @@ def load_engine(channels: list[str], releases: list[str], base: str | None, runs
     if base and resolve(base).digest != found.digest:
         raise UsageError(f"--base {base} is not the base of the releases", fix="leave --base out")
     choice = choose(first.manifest["dtype"] if first else tried[0].state["dtype"] if tried else "auto")
-    dtype = str(choice.dtype).removeprefix("torch.")
-    engine = Engine(found, tokenizer_of(found), dtype, choice.device, int(time.time()))
+    engine = make_engine(found, choice, settings.engine)
+    try:
+        _add_all(engine, bundles, pointed, tried)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _add_all(engine: BaseEngine, bundles: dict[str, Release], pointed: dict[str, Release], tried: list[Run]) -> None:
     names = {r.id: r.id for r in bundles.values()} | {c: r.id for c, r in pointed.items()}
     for release in bundles.values():
         names.setdefault(release.manifest["name"], release.id)
@@ -143,9 +152,8 @@ def load_engine(channels: list[str], releases: list[str], base: str | None, runs
         engine.add(own, release.adapter, release.tokenizer(), release.manifest["template_fingerprint"], int(time.time()))
     for run in tried:
         state = run.state
-        engine.add([state["run_id"]], run.adapter, tokenizer_for(found, run.recipe()), state["template_fingerprint"],
+        engine.add([state["run_id"]], run.adapter, tokenizer_for(engine.base, run.recipe()), state["template_fingerprint"],
                    int(time.time()))
-    return engine
 
 
 def _nothing() -> UsageError:

@@ -33,6 +33,21 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
+def available_bytes() -> int | None:
+    """What this process may still take: the machine's free memory, or what its control group leaves."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
+
+
 def give_back() -> None:
     """Return what is free to the system: after a failed allocation, pieces of many sizes stand in the way of the next."""
     gc.collect()

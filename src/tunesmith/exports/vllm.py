@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,25 +23,16 @@ from tunesmith.exports.job import Job
 from tunesmith.exports.probe import Question, Said
 from tunesmith.exports.prompting import GENERATION, generation_config
 from tunesmith.methods import report
-from tunesmith.methods.files import WEIGHTS_FILE, read_config
+from tunesmith.methods.files import read_config
+from tunesmith.serving.vllm_process import INSTALL, executable
 from tunesmith.store.files import write_json, write_text
 
-VLLM = "TUNESMITH_VLLM"
 SCRIPT, ADAPTER, TEMPLATE = "serve.sh", "adapter", "chat_template.jinja"
-LORA_TENSOR = re.compile(r"\.lora_(A|B)\.weight$|\.lora_embedding_(A|B)$")
-INSTALL = f"scripts/install_vllm.sh DIR installs it; then set {VLLM}=DIR/bin/vllm and export again"
 
 
 def loadable(job: Job) -> dict:
     """`{loads, max_lora_rank, refused[]}`: whether vLLM takes this adapter, by its settings and by its tensors' names."""
-    from safetensors import safe_open
-
-    found = report.vllm(read_config(job.adapter))
-    with safe_open(job.adapter / WEIGHTS_FILE, framework="pt") as file:
-        odd = [name for name in file.keys() if not LORA_TENSOR.search(name)]  # noqa: SIM118 - not a dict
-    if odd and found["loads"]:
-        found = found | {"loads": False, "refused": [f"it holds {len(odd)} tensors that are no LoRA's, such as {odd[0]}"]}
-    return found
+    return report.vllm_directory(job.adapter)
 
 
 def dtype(job: Job) -> str:
@@ -100,25 +89,13 @@ exec "${{VLLM:-vllm}}" serve "$BASE" \\
     os.chmod(out / SCRIPT, 0o755)
 
 
-def executable() -> Path | None:
-    """vLLM's command, or None where there is none. Raises UsageError: TUNESMITH_VLLM names nothing that is there."""
-    if given := os.environ.get(VLLM):
-        path = Path(given).expanduser().absolute()  # not resolved: a venv's python is a link out of it
-        path = path if path.name == "vllm" else path.with_name("vllm")
-        if not path.is_file():
-            raise UsageError(f"{VLLM} names no vLLM", where=str(path), fix=INSTALL)
-        return path
-    found = shutil.which("vllm")
-    return Path(found) if found else None
-
-
 def probe(job: Job, out: Path, asked: Sequence[Question], reference: Sequence[Said]) -> dict:
     """By vLLM itself, with the flags of serve.sh; `not_measured` where it is not installed."""
     from tunesmith.exports import vllm_server
 
     command = executable()
     if command is None:
-        return {"verdict": "not_measured", "runtime": "vLLM", "questions": len(asked), "fix": INSTALL,
+        return {"verdict": "not_measured", "runtime": "vLLM", "questions": len(asked), "fix": f"{INSTALL} and export again",
                 "message": "vLLM is not installed here, so nobody has asked this directory anything"}
     form = "adapter" if (out / ADAPTER).is_dir() else "merged"
     elsewhere = form == "adapter" and job.base_path and not Path(job.base_path).is_dir()

@@ -27,14 +27,11 @@ from tunesmith.exports.probe import NEW_TOKENS, Question, Said
 from tunesmith.exports.prompting import GENERATION
 from tunesmith.exports.verdict import Found, allowed, judge
 from tunesmith.serving.text import decode
+from tunesmith.serving.vllm_process import KV_GIB, START_SECONDS, STOP_SECONDS, last_error
 from tunesmith.store.files import read_json
 
-START_SECONDS = 900
-STOP_SECONDS = 20
 QUICK = ("--enforce-eager",)
 """Beside the flags of serve.sh: nothing is compiled, which takes a minute and more, for a few questions."""
-KV_GIB = "2"
-"""Gibibytes for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise; vLLM would take nearly all there is."""
 TOP = 20
 """vLLM's own limit on log-probabilities a token (--max-logprobs)."""
 
@@ -60,7 +57,7 @@ class Server:
             return _call(self.url + path, body)
         except NotServed as error:
             log = self.log.read_text(encoding="utf-8", errors="replace")
-            raise NotServed(f"{error}" + (f"; {_last_error(log)}" if "Error: " in log else "")) from error
+            raise NotServed(f"{error}" + (f"; {last_error(log)}" if "Error: " in log else "")) from error
 
 
 @contextmanager
@@ -94,20 +91,12 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise NotServed(_last_error(log.read_text(encoding="utf-8", errors="replace")))
+            raise NotServed(last_error(log.read_text(encoding="utf-8", errors="replace")))
         with suppress(OSError):
             with _open(url + "/health", 5):
                 return
         time.sleep(0.5)
     raise NotServed(f"it did not answer within {START_SECONDS} s")
-
-
-def _last_error(log: str) -> str:
-    """The last line that names an error, without vLLM's prefix; else the last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error: " in line and "See root cause" not in line and "Engine core init" not in line
-              and "EngineDeadError" not in line]
-    return (errors or lines or ["it said nothing"])[-1].rpartition("] ")[2]
 
 
 def _stop(process: subprocess.Popen) -> None:

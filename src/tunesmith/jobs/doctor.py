@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from tunesmith.errors import TunesmithError
 
@@ -93,27 +92,14 @@ def _processors() -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    free = _available_bytes()
+    from tunesmith.engine.memory import available_bytes
+
+    free = available_bytes()
     if free is None:
         yield _check("memory", "warning", "this system does not say how much memory is free", None)
     else:
         enough = free >= MEMORY_BYTES
         yield _check("memory", "ok" if enough else "warning", f"{free / 1e9:.1f} GB free", None if enough else LESS_MEMORY)
-
-
-def _available_bytes() -> int | None:
-    """What this process may still take: the machine's free memory, or what its control group leaves."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
 
 
 def _disk() -> Iterator[Check]:

@@ -14,9 +14,9 @@ import fnmatch
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tunesmith.errors import Problem, RecipeError, UsageError
 from tunesmith.jobs import places
@@ -43,6 +43,47 @@ class Limits(Section):
     """Fine-tuning jobs of a project that have not ended."""
 
 
+OF_TUNESMITH = {"adapters_megabytes", "cache_megabytes", "waiting"}
+"""Settings of our own engine; the others are vLLM's."""
+
+
+class EngineSettings(Section):
+    """What answers."""
+
+    type: Literal["tunesmith", "vllm"] = "tunesmith"
+    """`tunesmith`: this process. `vllm`: a vLLM server, which is started here unless there is a `url`."""
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Of a vLLM server that runs with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. Its key is TUNESMITH_VLLM_KEY's."""
+    adapters: str | None = None
+    """Directory that the server at `url` sees under the same path: adapters are put there for it. null: a temporary one."""
+    max_loras: Annotated[int, Field(ge=1)] = 8
+    """Of a vLLM that is started here: adapters in one step,"""
+    max_cpu_loras: Annotated[int, Field(ge=1)] = 64
+    """adapters in memory; the others are read from disk when they are asked for,"""
+    max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 64
+    """the highest rank of an adapter,"""
+    arguments: list[str] = []
+    """and more arguments of `vllm serve`."""
+    adapters_megabytes: Annotated[int, Field(ge=1)] = 1024
+    """Of adapters in memory; those asked for longest ago leave, and are read again when they are asked for."""
+    cache_megabytes: Annotated[int, Field(ge=1)] | None = None
+    """Of keys and values; null: 1,024, or a quarter of the free memory."""
+    waiting: Annotated[int, Field(ge=1)] = 512
+    """Requests that may wait; the next is told to come back."""
+
+    @model_validator(mode="after")
+    def _of_vllm(self) -> EngineSettings:
+        if given := self.model_fields_set - {"type"}:
+            if foreign := given & OF_TUNESMITH if self.type == "vllm" else given - OF_TUNESMITH:
+                other = "tunesmith" if self.type == "vllm" else "vllm"
+                raise ValueError(f"{', '.join(sorted(foreign))}: only with type {other}")
+            if self.url is not None and (own := given - {"url", "adapters"}):
+                raise ValueError(f"{', '.join(sorted(own))}: only for a vLLM that is started here, without a url")
+            if self.url is None and self.adapters is not None:
+                raise ValueError("adapters: only with a url")
+        return self
+
+
 class Settings(Section):
     organization: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$")] = "local"
     """In the names of fine-tuned models: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
@@ -60,6 +101,7 @@ class Settings(Section):
     database: str | None = None
     """URL of a database; null: a file of SQLite in TUNESMITH_HOME. TUNESMITH_DATABASE counts before it: URLs hold passwords."""
     limits: Limits = Limits()
+    engine: EngineSettings = EngineSettings()
 
     def base_of(self, name: str) -> str | None:
         """The base that a name means here, or None for a name that may not be used. No pattern matches a fine-tuned model:
@@ -76,6 +118,18 @@ class Settings(Section):
 def database_url(settings: Settings) -> str:
     """Of the environment, of the settings, or that of the file in TUNESMITH_HOME."""
     return os.environ.get("TUNESMITH_DATABASE") or settings.database or places.default_database()
+
+
+def with_engine(settings: Settings, type: str, url: str) -> Settings:
+    """With the engine of the command line; what the file says of that engine stays. Raises UsageError."""
+    given = settings.engine.model_dump(exclude_unset=True)
+    if type and type != settings.engine.type:
+        given = {"type": type}
+    try:
+        return settings.model_copy(update={"engine": EngineSettings.model_validate(given | ({"url": url} if url else {}))})
+    except ValidationError as error:
+        raise UsageError("--engine and --vllm-url do not describe an engine", why="; ".join(e["msg"] for e in error.errors()),
+                         fix="--engine tunesmith, --engine vllm, or --engine vllm --vllm-url http://HOST:PORT") from error
 
 
 def read_settings(path: Path) -> Settings:

@@ -1,91 +1,93 @@
 """One base, many adapters, by name; requests from many threads, answered by one.
 
-A worker thread owns the model. It takes the oldest request, adds the waiting ones for the same adapter, and
-generates them as one batch, token by token; each token goes to its request's callback at once. Adapters come and go on the
-same thread, between two batches and before whatever waits: nothing is loaded into a model that is generating, and a load
-waits for one batch at most.
+A worker thread owns the models. It works in steps: one pass of the base for all requests whose adapters can share it
+(`shared`), and one token of a batch of those that cannot (`alone`). Adapters come and go on the same thread, between two steps;
+they are read before, on the thread that asks for it.
 
-Adapters of one kind that PEFT can hold beside each other (LoRA; QLoRA; IA3) share a tree of modules. Every other one,
-virtual tokens, bottlenecks or whole weights, has a tree of its own. All trees share the base's weights, so a tree costs
-nothing but what is new in it: an adapter, 4-bit copies of the layers (QLoRA), or a second model (full).
+                             ┌─► Shared: scheduler, runner, adapters as data ─┐
+    submit ─► waiting ─► admit                                                ├─► on_token, on_error
+                             └─► Alone: models of their own, batch by batch ──┘
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
+import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tunesmith.errors import AdapterError, TemplateError, UsageError
+from tunesmith.errors import BusyError, UsageError
 from tunesmith.models.base import Base
+from tunesmith.serving.adapters import Adapter, why_alone
 from tunesmith.serving.answer import Token
-from tunesmith.serving.generate import generate
-from tunesmith.serving.interface import BaseEngine, Job, Served, call, closed, unknown
+from tunesmith.serving.interface import BaseEngine, Job, Served, call, closed, no_effect, same_template, unknown
 from tunesmith.serving.sampling import Request
 from tunesmith.serving.text import ENCODING
-from tunesmith.template.fingerprint import PROBES, fingerprint
+from tunesmith.template.fingerprint import PROBES
 from tunesmith.template.render import generation_prompt, stop_ids
 
-MAX_BATCH = 16
-BESIDE = ("lora", "ia3")
-"""Methods of which several adapters go on one tree of modules; QLoRA's too, where the base is quantised in the same way."""
+ADAPTER_BYTES = 1 << 30
+"""Of adapters in memory, unless it is said otherwise."""
+PROBE_TOKENS = 8
+"""Last ones of a question that an adapter has to change the logits of: the shorter, the sooner it is loaded."""
+WAITING_MOST = 512
+"""Requests that may wait; who comes then is told to come back."""
 
 
 class Engine(BaseEngine):
     """Serve a base and adapters. Close it with `close()`."""
 
-    def __init__(self, base: Base, tokenizer, dtype: str, device: str, created: int):
-        import torch
-
+    def __init__(self, base: Base, tokenizer, dtype: str, device: str, created: int, *, adapter_bytes: int = ADAPTER_BYTES,
+                 cache_bytes: int | None = None, waiting_most: int = WAITING_MOST):
+        from tunesmith.engine.fast import why_not_base
         from tunesmith.engine.memory import keep_pages
-        from tunesmith.models.load import model_of
+        from tunesmith.serving.alone import Alone
+        from tunesmith.serving.shared import Shared
 
         keep_pages()
-        self.base, self.dtype = base, dtype
-        self._model = model_of(base, getattr(torch, dtype), device)
-        self._trees: dict[str, Any] = {}
-        """What carries adapters, by kind; a kind that stands alone has the adapter's name behind it."""
-        self._carriers: dict[str, Any] = {}
-        """The tree of each adapter."""
-        self._context_tokens = int(getattr(self._model.config, "max_position_embeddings", 2048))
-        self._numbers = itertools.count()
+        self.base, self.dtype, self._device = base, dtype, device
+        model = self._new_model()
+        self._context_tokens = int(getattr(model.config, "max_position_embeddings", 2048))
+        self.why_alone = why_not_base(model.config, self._context_tokens)
+        """Why requests for this base cannot share its passes, or None."""
+        self._shared = None
+        if not self.why_alone:
+            self._shared, model = Shared(model, self._context_tokens, adapter_bytes, cache_bytes), None
+        self._alone = Alone(self._new_model if model is None else lambda: model)
         self.served = {base.ref: Served(base.ref, None, tokenizer, frozenset(stop_ids(tokenizer)), created, base.ref,
                                         self._context_tokens)}
-        """By name. Replaced as a whole by every change, so that it can be read on any thread."""
+        self._adapters: frozenset[str] = frozenset()
+        """Of all that is served."""
+        self._base_probes: dict[tuple[int, ...], object] = {}
+        self._waiting_most = waiting_most
         self._waiting: deque[Job] = deque()
         self._changes: deque[tuple[Callable[[], None], Future]] = deque()
-        self._running: list[Job] = []
         self._news = threading.Condition()
         self._closing = False
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
 
-    def add(self, names: list[str], adapter_dir: Path, tokenizer, template_fingerprint: str, created: int) -> None:
-        """Load an adapter and serve it under these names, at any time. Waits for the batch that is being generated.
+    def _new_model(self):
+        import torch
 
-        Raises:
-            TemplateError: the tokenizer would prompt it otherwise than it was trained.
-            AdapterError: it does not fit the base, or changes nothing.
-            UsageError: a name is taken.
-            TunesmithError: the engine is closed.
-        """
-        with ENCODING:
-            found = fingerprint(tokenizer)
-        if found != template_fingerprint:
-            raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
-                                why=f"fingerprint {found}, the release's is {template_fingerprint}",
-                                fix="restore the release's tokenizer directory")
-        self._change(lambda: self._load(names, adapter_dir, tokenizer, created))
+        from tunesmith.models.load import model_of
+
+        return model_of(self.base, getattr(torch, self.dtype), self._device)
+
+    def add(self, names: list[str], adapter_dir: Path, tokenizer, template_fingerprint: str, created: int) -> None:
+        same_template(tokenizer, template_fingerprint, adapter_dir)
+        alone = self._shared is None or why_alone(adapter_dir)
+        adapter = None if alone else self._shared.read(adapter_dir)
+        if alone:
+            self._alone.model  # noqa: B018 - loaded here, if it is the first, and not between two steps
+        self._change(lambda: self._load(names, adapter_dir, adapter, tokenizer, created))
 
     def remove(self, name: str) -> None:
-        """Serve this name no more, and free the adapter if it was its last one. Waits for the batch that is being generated;
-        requests for the adapter that wait get an error.
+        """Serve this name no more, and free the adapter if it was its last one. Answers that have begun are finished;
+        requests that wait get an error.
 
         Raises:
             NotFoundError: no such name.
@@ -94,8 +96,28 @@ class Engine(BaseEngine):
         """
         self._change(lambda: self._unload(name))
 
+    def mixed(self, parts: Sequence[tuple[Served, float]]) -> Served:
+        """What answers with several adapters at once, each with its weight: y = W x + sum of weight * s B A x.
+
+        Raises:
+            UsageError: they are not LoRAs of one chat template, or a weight is no number.
+        """
+        first = parts[0][0]
+        for served, weight in parts:
+            if not math.isfinite(weight):
+                raise UsageError(f"the weight of `{served.name}` is {weight}", fix="give a finite number")
+            if not served.adds_up:
+                raise UsageError(f"`{served.name}` cannot be mixed", fix="mix LoRA adapters of one base",
+                                 why="only LoRA without DoRA is a sum that has a weight")
+            if served.template != first.template:
+                raise UsageError(f"`{served.name}` and `{first.name}` have different chat templates",
+                                 fix="mix adapters that were trained with the same one")
+        mix = tuple((served.mix[0][0], float(weight)) for served, weight in parts)
+        return replace(first, name=" + ".join(f"{weight:g} {served.name}" for served, weight in parts), mix=mix,
+                       adapter=" ".join(digest for digest, _ in mix))
+
     def _change(self, change: Callable[[], None]) -> None:
-        """Have the worker do this between two batches, and wait for it."""
+        """Have the worker do this between two steps, and wait for it."""
         done: Future = Future()
         with self._news:
             if self._closing:
@@ -104,75 +126,68 @@ class Engine(BaseEngine):
             self._news.notify()
         done.result()
 
-    def _load(self, names: list[str], adapter_dir: Path, tokenizer, created: int) -> None:
-        from tunesmith import methods
-        from tunesmith.engine.fast import fuse
-
+    def _load(self, names: list[str], adapter_dir: Path, adapter: Adapter | None, tokenizer, created: int) -> None:
+        """`adapter`: None if it has to stand alone."""
         if taken := next((n for n in names if n in self.served), None):
             raise UsageError(f"the name `{taken}` is served already", fix="remove it first, or take another name")
-        inside = f"a{next(self._numbers)}"
-        tree = kind = methods.kind(adapter_dir)
-        if kind == "qlora":
-            tree = f"qlora {(adapter_dir / methods.QUANTISATION_FILE).read_text(encoding='utf-8')}"
-        elif kind not in BESIDE:
-            tree = f"{kind} {inside}"
-        made = methods.load(self._trees[tree] if tree in self._trees else _twin(self._model), adapter_dir, name=inside)
-        made.eval()
-        fuse(made)
-        self._carriers[inside] = self._trees[tree] = made
-        try:
-            self._probe(inside, tokenizer, adapter_dir)
-        except Exception:
-            self._free(inside)
-            raise
         with ENCODING:
             stops = frozenset(stop_ids(tokenizer))
-        room = self._context_tokens - getattr(made, "virtual_tokens", 0)
-        self.served = self.served | {name: Served(name, inside, tokenizer, stops, created, str(adapter_dir), room)
-                                     for name in names}
+            prompt = generation_prompt(tokenizer, PROBES["one_turn"][0][:1])[-PROBE_TOKENS:]
+        fresh = adapter is None or adapter.digest not in self._adapters
+        if adapter is None:
+            inside = self._alone.put(adapter_dir)
+            virtual = self._alone.virtual_tokens(inside)
+        else:
+            self._shared.shelf.put(adapter, adapter_dir)
+            inside, virtual = adapter.digest, adapter.virtual_tokens
+        try:
+            self._probe(prompt, inside, adapter, adapter_dir)
+        except Exception:
+            if fresh:
+                self._free(inside, adapter is None)
+            raise
+        template = tokenizer.chat_template or ""
+        self.served = self.served | {
+            name: Served(name, inside, tokenizer, stops, created, str(adapter_dir), self._context_tokens - virtual,
+                         ((inside, 1.0),) if adapter else (), bool(adapter and adapter.adds_up), template) for name in names}
+        self._adapters = self._adapters | {inside}
 
     def _unload(self, name: str) -> None:
         gone = self.find(name)
         if gone.adapter is None:
             raise UsageError("the base cannot be removed", why=f"`{name}` is what the adapters stand on")
         self.served = {n: s for n, s in self.served.items() if n != name}
-        if all(s.adapter != gone.adapter for s in self.served.values()):
-            self._free(gone.adapter)
-            with self._news:
-                stranded = [j for j in self._waiting if j.served.adapter == gone.adapter]
-                self._waiting = deque(j for j in self._waiting if j not in stranded)
-            for job in stranded:
-                call(job, job.on_error, unknown(job.served.name, self.served))
+        if any(s.adapter == gone.adapter for s in self.served.values()):
+            return
 
-    def _free(self, inside: str) -> None:
-        """Drop an adapter's weights, and its tree if nothing else is on it."""
-        from tunesmith.engine.memory import give_back
+        def stranded(job: Job) -> bool:
+            return gone.adapter in needed(job.served)
 
-        made = self._carriers.pop(inside)
-        beside = next((name for name, tree in self._carriers.items() if tree is made), None)
-        if beside:
-            made.set_adapter(beside)
-            made.delete_adapter(inside)
+        self._adapters = self._adapters - {gone.adapter}
+        with self._news:
+            left = [job for job in self._waiting if stranded(job)]
+            self._waiting = deque(job for job in self._waiting if job not in left)
+        left += self._alone.drop(stranded) + (self._shared.drop(stranded) if self._shared else [])
+        for job in left:
+            call(job, job.on_error, unknown(job.served.name, self.served))
+        self._free(gone.adapter, not gone.mix)
+
+    def _free(self, inside: str, alone: bool) -> None:
+        if alone:
+            self._alone.free(inside)
         else:
-            self._trees = {kind: tree for kind, tree in self._trees.items() if tree is not made}
-        del made
-        give_back()
+            self._shared.shelf.forget(inside)
 
     def submit(self, served: Served, request: Request, on_token: Callable[[Token], None],
                on_error: Callable[[BaseException], None]) -> Job:
-        """Queue a request: it gets tokens until one with `finish`, or one error. The callbacks run on the worker's
-        thread: keep them short.
-
-        Raises:
-            NotFoundError: the adapter was removed since it was found.
-            TunesmithError: the engine is closed.
-        """
         job = Job(served, request, on_token, on_error)
         with self._news:
             if self._closing:
                 raise closed()
-            if served.adapter is not None and served.adapter not in self._carriers:
+            if not needed(served) <= self._adapters:
                 raise unknown(served.name, self.served)
+            if self.load["waiting"] >= self._waiting_most:
+                raise BusyError(f"{self._waiting_most} requests are waiting already", fix="ask again in a moment")
             self._waiting.append(job)
             self._news.notify()
         return job
@@ -182,97 +197,74 @@ class Engine(BaseEngine):
 
     @property
     def load(self) -> dict[str, int]:
-        """Requests that are being generated, and requests that wait for their turn."""
-        return {"running": len(self._running), "waiting": len(self._waiting)}
+        parts = [part.load for part in (self._shared, self._alone) if part]
+        return {"running": sum(running for running, _ in parts),
+                "waiting": sum(waiting for _, waiting in parts) + len(self._waiting)}
 
     @property
     def alive(self) -> bool:
-        """Whether requests are still being answered."""
         return self._worker.is_alive()
 
     def close(self) -> None:
-        """End the worker. Requests that are not finished get an error: half an answer must not look like a whole one."""
         with self._news:
             self._closing = True
             self._news.notify()
         self._worker.join(timeout=60)
 
     def _work(self) -> None:
-        while (work := self._next()) is not None:
-            if isinstance(work, tuple):
-                _settle(*work)
-                continue
-            try:
-                self._generate(work)
-            except BaseException as error:  # whatever it is, it is these requests' trouble: the next ones are answered
-                failed, self._running = self._running, []
-                for job in failed:
-                    call(job, job.on_error, error)
-            del work
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._waiting or self._changes or self._closing or self._busy)
+                if self._closing:
+                    break
+                changes, self._changes = list(self._changes), deque()
+                arrived = []
+                if not changes:
+                    arrived, self._waiting = list(self._waiting), deque()
+            for change, done in changes:
+                _settle(change, done)
+            for job in arrived:
+                self._admit(job)
+            if self._shared and self._shared.busy:
+                self._shared.step()
+            if self._alone.busy:
+                self._alone.step()
         for _, done in self._changes:
             done.set_exception(closed())
+        for part in (self._shared, self._alone):
+            if part:
+                part.fail(closed())
         for job in self._waiting:
             call(job, job.on_error, closed())
 
-    def _generate(self, batch: list[Job]) -> None:
-        stops = set().union(*(j.served.stop_ids for j in batch))
-        model = self._answering(batch[0].served.adapter)
-        with closing(generate(model, [j.request for j in batch], stops, lambda row: batch[row].cancelled)) as tokens:
-            for token in tokens:
-                if self._closing:
-                    raise closed()
-                job = batch[token.row]
-                if token.finish or token.error:
-                    self._running.remove(job)
-                if token.error:
-                    call(job, job.on_error, token.error)
-                else:
-                    call(job, job.on_token, token)
+    @property
+    def _busy(self) -> bool:
+        return self._alone.busy or bool(self._shared and self._shared.busy)
 
-    def _next(self) -> list[Job] | tuple[Callable[[], None], Future] | None:
-        """A change of what is served, or the oldest request and its companions; None when closing."""
-        with self._news:
-            self._news.wait_for(lambda: self._waiting or self._changes or self._closing)
-            if self._closing:
-                return None
-            if self._changes:
-                return self._changes.popleft()
-            adapter = self._waiting[0].served.adapter
-            batch = [j for j in self._waiting if j.served.adapter == adapter][:MAX_BATCH]
-            for job in batch:
-                self._waiting.remove(job)
-            self._running = list(batch)
-            return batch
+    def _admit(self, job: Job) -> None:
+        if self._shared is None or (job.served.adapter and not job.served.mix):
+            self._alone.add(job)
+            return
+        try:
+            self._shared.add(job)
+        except BaseException as error:  # this request's trouble alone
+            call(job, job.on_error, error)
 
-    def _answering(self, adapter: str | None):
-        """The model that answers as this adapter, or as the base."""
-        if adapter is None:
-            return self._model
-        model = self._carriers[adapter]
-        if adapter in model.peft_config:  # on a tree of its own there is nothing to choose
-            model.set_adapter(adapter)
-        return model
-
-    def _probe(self, adapter: str, tokenizer, adapter_dir: Path) -> None:
+    def _probe(self, prompt: list[int], inside: str, adapter: Adapter | None, adapter_dir: Path) -> None:
         """An adapter that is loaded and answers like the base is the quietest of all failures."""
         import torch
 
-        with ENCODING:
-            ids = torch.tensor([generation_prompt(tokenizer, PROBES["one_turn"][0][:1])], device=self._model.device)
-        logits = []
-        for name in (None, adapter):
-            with torch.inference_mode():
-                logits.append(self._answering(name)(input_ids=ids, use_cache=False).logits[:, -1])
-        if torch.equal(logits[0].float(), logits[1].float()):
-            raise AdapterError("the adapter changes nothing", where=str(adapter_dir),
-                               why="a probe question has the same logits with it and without it",
-                               fix="train it again; its weights may never have been saved")
+        key = (adapter is None, *prompt)
+        if key not in self._base_probes:
+            self._base_probes[key] = (self._shared if adapter else self._alone).probe(None, prompt)
+        with_it = self._shared.probe(adapter, prompt) if adapter else self._alone.probe(inside, prompt)
+        if torch.equal(self._base_probes[key], with_it):
+            raise no_effect(adapter_dir)
 
 
-def _twin(model):
-    """Another tree of modules over the same weights: adapting one leaves the other as it is."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+def needed(served: Served) -> set[str]:
+    """Adapters that answer for it."""
+    return {digest for digest, _ in served.mix} or ({served.adapter} if served.adapter else set())
 
 
 def _settle(change: Callable[[], None], done: Future) -> None:
@@ -282,5 +274,3 @@ def _settle(change: Callable[[], None], done: Future) -> None:
         done.set_exception(error)
     else:
         done.set_result(None)
-
-

@@ -38,9 +38,12 @@ class GrammarError(TunesmithError, RuntimeError):
 class Grammar:
     """A grammar that was compiled for a tokenizer. Each answer begins a state of its own."""
 
-    def __init__(self, tokenizer: Any, source: str, stop_ids: frozenset[int]):
+    def __init__(self, tokenizer: Any, source: str, stop_ids: frozenset[int], lark: str | None = None):
         """Raises UsageError for what cannot be compiled."""
         from llguidance import LLMatcher, LLParserLimits
+
+        self.lark = lark
+        """The same as a text in llguidance's dialect of Lark, for engines that compile it themselves."""
 
         limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
         self._first = LLMatcher(_vocabulary(tokenizer, stop_ids), source, log_level=0, limits=limits)
@@ -108,14 +111,14 @@ def of_json(tokenizer: Any, schema: dict, stop_ids: frozenset[int]) -> Grammar:
         source = LLMatcher.grammar_from_json_schema(_plain(schema), overrides=OPTIONS)
     except (ValueError, RecursionError) as error:
         raise UsageError(_short(str(error))) from error
-    return Grammar(tokenizer, source, stop_ids)
+    return Grammar(tokenizer, source, stop_ids, f"start: {inline(schema)}\n")
 
 
 def of_lark(tokenizer: Any, text: str, stop_ids: frozenset[int]) -> Grammar:
     """Text of a grammar in llguidance's dialect of Lark. Raises UsageError."""
     from llguidance import LLMatcher
 
-    return Grammar(tokenizer, LLMatcher.grammar_from_lark(text), stop_ids)
+    return Grammar(tokenizer, LLMatcher.grammar_from_lark(text), stop_ids, text)
 
 
 def inline(schema: dict) -> str:

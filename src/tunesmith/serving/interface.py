@@ -8,17 +8,19 @@ from __future__ import annotations
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import NotFoundError, TunesmithError
+from tunesmith.errors import AdapterError, NotFoundError, TemplateError, TunesmithError, UsageError
 from tunesmith.models.base import Base
 from tunesmith.serving.answer import Token
 from tunesmith.serving.grammar import GrammarError
 from tunesmith.serving.sampling import Request
+from tunesmith.serving.text import ENCODING
+from tunesmith.template.fingerprint import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Served:
 
     name: str
     adapter: str | None
-    """Name inside PEFT; None is the base."""
+    """What the engine knows it by; None is the base."""
     tokenizer: Any
     stop_ids: frozenset[int]
     created: int
@@ -35,6 +37,12 @@ class Served:
     """Where it comes from: the base's reference or the adapter's directory."""
     context_tokens: int
     """Of a prompt and its answer together; virtual tokens are taken off."""
+    mix: tuple[tuple[str, float], ...] = ()
+    """(digest, weight) of the adapters that go beside others on the base's passes; () for the base, and where one cannot."""
+    adds_up: bool = False
+    """Whether it can be mixed with others: it is a sum that has a weight."""
+    template: str = ""
+    """The chat template, to tell whether two can be asked as one."""
 
 
 @dataclass(eq=False)
@@ -92,6 +100,7 @@ class BaseEngine(ABC):
 
         Raises:
             NotFoundError: the adapter was removed since it was found.
+            BusyError: too many requests wait already.
             TunesmithError: the engine is closed.
         """
 
@@ -141,6 +150,14 @@ class BaseEngine(ABC):
                 job.cancel()
         return found
 
+    def mixed(self, parts: Sequence[tuple[Served, float]]) -> Served:
+        """What answers with several adapters at once, each with its weight.
+
+        Raises:
+            UsageError: they cannot be mixed, or this engine mixes none.
+        """
+        raise UsageError("this engine mixes no adapters", fix="serve with --engine tunesmith, or `tunesmith compose` them")
+
     def together(self) -> AbstractContextManager:
         """Inside, requests are queued and none begins before the others are queued too, where the engine can do that."""
         return nullcontext()
@@ -152,6 +169,23 @@ def call(job: Job, callback: Callable, value) -> None:
         callback(value)
     except Exception:
         job.cancel()
+
+
+def same_template(tokenizer, template_fingerprint: str, adapter_dir: Path) -> None:
+    """Raises TemplateError: the tokenizer would prompt the adapter otherwise than it was trained."""
+    with ENCODING:
+        found = fingerprint(tokenizer)
+    if found != template_fingerprint:
+        raise TemplateError("the chat template is not the one this adapter was trained with", where=str(adapter_dir),
+                            why=f"fingerprint {found}, the release's is {template_fingerprint}",
+                            fix="restore the release's tokenizer directory")
+
+
+def no_effect(adapter_dir: Path) -> AdapterError:
+    """An adapter that is loaded and answers like the base is the quietest of all failures."""
+    return AdapterError("the adapter changes nothing", where=str(adapter_dir),
+                        why="a probe question has the same logits with it and without it",
+                        fix="train it again; its weights may never have been saved")
 
 
 def unknown(name: str, served: dict[str, Served]) -> NotFoundError:

@@ -287,9 +287,6 @@ def _memory_problems(estimate: dict) -> list[Problem]:
 
 
 def _available_bytes() -> int | None:
-    import os
+    from tunesmith.engine.memory import available_bytes
 
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not known on this system
-        return None
+    return available_bytes()
