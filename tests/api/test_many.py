@@ -84,12 +84,13 @@ def test_what_cannot_be_mixed_is_said(asking, model, mix, status, word):
     assert refused.value.status_code == status and word in str(refused.value)
 
 
-def test_who_comes_when_too_many_wait_is_told_when_to_come_back(lively_base, tmp_path):
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_comes_when_too_many_wait_is_told_when_to_come_back(lively_base, tmp_path, stream):
     with served(lively_base, {}, tmp_path, waiting_most=1) as (engine, client):
         with busy(engine):
             kept = Asked(engine, engine.base.ref, Request(prompt=[5], max_new_tokens=2))
             with pytest.raises(openai.InternalServerError) as refused:
-                client.chat.completions.create(model=engine.base.ref, messages=QUESTION, max_tokens=2)
+                client.chat.completions.create(model=engine.base.ref, messages=QUESTION, max_tokens=2, stream=stream)
         assert refused.value.status_code == 503 and refused.value.response.headers["Retry-After"] == "1"
         assert refused.value.body["code"] == "overloaded"
         assert kept.wait().finish

@@ -186,11 +186,14 @@ class Engine(BaseEngine):
                 raise closed()
             if not needed(served) <= self._adapters:
                 raise unknown(served.name, self.served)
-            if self.load["waiting"] >= self._waiting_most:
-                raise BusyError(f"{self._waiting_most} requests are waiting already", fix="ask again in a moment")
+            self.refuse_if_full()
             self._waiting.append(job)
             self._news.notify()
         return job
+
+    def refuse_if_full(self) -> None:
+        if self.load["waiting"] >= self._waiting_most:
+            raise BusyError(f"{self._waiting_most} requests are waiting already", fix="ask again in a moment")
 
     def together(self) -> threading.Condition:
         return self._news

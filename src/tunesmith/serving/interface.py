@@ -150,6 +150,9 @@ class BaseEngine(ABC):
                 job.cancel()
         return found
 
+    def refuse_if_full(self) -> None:  # noqa: B027 - an engine that keeps no queue of its own has nothing to refuse
+        """Raises BusyError when so many requests wait that the next would be refused. For who wants to know it early."""
+
     def mixed(self, parts: Sequence[tuple[Served, float]]) -> Served:
         """What answers with several adapters at once, each with its weight.
 
