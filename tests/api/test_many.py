@@ -94,3 +94,15 @@ def test_who_comes_when_too_many_wait_is_told_when_to_come_back(lively_base, tmp
         assert refused.value.status_code == 503 and refused.value.response.headers["Retry-After"] == "1"
         assert refused.value.body["code"] == "overloaded"
         assert kept.wait().finish
+
+
+def test_what_an_operator_sees_of_it(lively_base, adapters, tmp_path):
+    with served(lively_base, adapters, tmp_path, adapter_bytes=1) as (engine, client):
+        for name in ("red", "blue", "red", "red"):
+            client.chat.completions.create(model=name, messages=[{"role": "user", "content": "Oak " * 60}], max_tokens=2)
+        text = client.get("http://127.0.0.1/metrics", cast_to=str)
+        seen = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line and line[0] != "#"}
+        assert seen["tunesmith_adapters_registered"] == 3 and seen["tunesmith_adapters_loaded"] == 1
+        assert seen["tunesmith_adapters_read_again"] == 3, "red, blue and red: the last time it is still there"
+        assert seen["tunesmith_prompt_tokens_known"] >= 2 * 32 and seen["tunesmith_cache_tokens_held"] == 0
+        assert seen["tunesmith_adapter_bytes"] > 0 and seen["tunesmith_cache_tokens"] == engine.facts["cache_tokens"] > 512

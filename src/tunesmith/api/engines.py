@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -126,6 +127,11 @@ class Engines:
         load = [e.load for e in self.all]
         return {"base": self.given.base.ref if self.given else None, "models": sum(len(e.served) for e in self.all),
                 "running": sum(x["running"] for x in load), "waiting": sum(x["waiting"] for x in load)}
+
+    @property
+    def facts(self) -> Counter[str]:
+        """What the engines say of themselves, summed."""
+        return sum((Counter(e.facts) for e in self.all), Counter())
 
     def close(self) -> None:
         for engine in self.all:

@@ -32,6 +32,13 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 UNKNOWN = "none"
 """The route of what no route answers: a label a path would be a label for everything that anybody ever asks."""
 
+FACTS = {"adapters_registered": "Adapters that share the base's passes.", "adapters_loaded": "Of these, in memory.",
+         "adapter_bytes": "Bytes of them.", "adapters_read_again": "How often one came back that had left.",
+         "cache_tokens": "Tokens whose keys and values there is room for.", "cache_tokens_held": "Of these, held by requests.",
+         "prompt_tokens_known": "Tokens of prompts that did not have to be read.",
+         "rows_read_again": "How often a request had to make room for an older one."}
+"""What engines say of themselves (`BaseEngine.facts`)."""
+
 router = APIRouter()
 
 
@@ -53,6 +60,7 @@ class Metrics:
         self.generating = Gauge("tunesmith_generating", "Rows that are being generated, and that wait.", ["state"],
                                 registry=registry)
         self.loaded = Gauge("tunesmith_models_loaded", "Names that answer without loading.", registry=registry)
+        self.facts = {name: Gauge(f"tunesmith_{name}", what, registry=registry) for name, what in FACTS.items()}
         self.models = Gauge("tunesmith_fine_tuned_models", "Models that jobs made and nobody deleted.", registry=registry)
         self.jobs = Gauge("tunesmith_jobs", "Jobs in the database.", ["kind", "status"], registry=registry)
 
@@ -62,6 +70,9 @@ class Metrics:
         self.loaded.set(state["models"])
         for name in ("running", "waiting"):
             self.generating.labels(name).set(state[name])
+        facts = service.engines.facts
+        for name, gauge in self.facts.items():
+            gauge.set(facts[name])
         with service.database.read() as connection:
             counted = connection.execute(sa.select(work.c.kind, work.c.status, sa.func.count())
                                          .group_by(work.c.kind, work.c.status)).all()

@@ -205,6 +205,10 @@ class Engine(BaseEngine):
                 "waiting": sum(waiting for _, waiting in parts) + len(self._waiting)}
 
     @property
+    def facts(self) -> dict[str, int]:
+        return self._shared.facts if self._shared else {}
+
+    @property
     def alive(self) -> bool:
         return self._worker.is_alive()
 

@@ -110,6 +110,11 @@ class BaseEngine(ABC):
         """Requests that are being generated, and requests that wait for their turn."""
 
     @property
+    def facts(self) -> dict[str, int]:
+        """What else an operator wants to see, by names of `api.observe`; empty where the engine keeps no account."""
+        return {}
+
+    @property
     @abstractmethod
     def alive(self) -> bool:
         """Whether requests are still being answered."""

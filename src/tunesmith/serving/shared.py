@@ -59,6 +59,8 @@ class Shared:
         self._runner = Runner(model, count + len(self._probe_table))
         self.vocabulary = self._runner.vocabulary
         self._scheduler = Scheduler(Blocks(count), ROWS)
+        self._known = 0
+        """Tokens of prompts that were in pages already."""
         self.read: Callable[[Path], Adapter] = lambda directory: read(directory, model, self._runner.library)
         """An adapter of a directory; on any thread. Raises AdapterError: it does not fit."""
         self.shelf = Shelf(self.read, adapter_bytes, self._left)
@@ -99,6 +101,14 @@ class Shared:
     def load(self) -> tuple[int, int]:
         """(requests that are read or answered, requests that wait)."""
         return self._scheduler.running, self._scheduler.waiting
+
+    @property
+    def facts(self) -> dict[str, int]:
+        blocks = self._scheduler.blocks
+        return {"adapters_registered": len(self.shelf), "adapters_loaded": self.shelf.loaded,
+                "adapter_bytes": self.shelf.nbytes, "adapters_read_again": self.shelf.reads, "cache_tokens": blocks.count * BLOCK,
+                "cache_tokens_held": (blocks.count - blocks.available) * BLOCK, "prompt_tokens_known": self._known,
+                "rows_read_again": self._scheduler.preemptions}
 
     @property
     def busy(self) -> bool:
@@ -178,6 +188,7 @@ class Shared:
 
     def _end(self, row: Row) -> None:
         self._scheduler.end(row)
+        self._known += row.cached
         for adapter, _ in row.request.mix:
             if adapter not in self.shelf:
                 self._left(adapter)
