@@ -106,9 +106,9 @@ class Shared:
     def facts(self) -> dict[str, int]:
         blocks = self._scheduler.blocks
         return {"adapters_registered": len(self.shelf), "adapters_loaded": self.shelf.loaded,
-                "adapter_bytes": self.shelf.nbytes, "adapters_read_again": self.shelf.reads, "cache_tokens": blocks.count * BLOCK,
-                "cache_tokens_held": (blocks.count - blocks.available) * BLOCK, "prompt_tokens_known": self._known,
-                "rows_read_again": self._scheduler.preemptions}
+                "adapter_bytes": self.shelf.nbytes, "adapters_read_again": self.shelf.reads,
+                "cache_tokens": blocks.count * BLOCK, "cache_tokens_held": (blocks.count - blocks.available) * BLOCK,
+                "prompt_tokens_known": self._known, "rows_read_again": self._scheduler.preemptions}
 
     @property
     def busy(self) -> bool:
