@@ -96,6 +96,22 @@ def test_who_comes_when_too_many_wait_is_told_when_to_come_back(lively_base, tmp
         assert kept.wait().finish
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_how_much_of_a_prompt_was_known(lively_base, adapters, tmp_path, stream):
+    with served(lively_base, adapters, tmp_path) as (engine, client):
+        def known(model, words, **options):
+            options |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+            messages = [{"role": "user", "content": "Oak " * words}]
+            made = client.chat.completions.create(model=model, messages=messages, max_tokens=2, **options)
+            usage = list(made)[-1].usage if stream else made.usage
+            return usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens
+
+        first, size = known("red", 60)
+        assert first == 0 and known("red", 60) == ((size - 1) // 32 * 32, size), "whole blocks, but not the last token"
+        assert known("blue", 60)[0] == known(engine.base.ref, 60)[0] == 0, "another's are not mine"
+        assert known("red", 60, n=2)[0] == (size - 1) // 32 * 32, "the prompt of two choices is counted once"
+
+
 def test_what_an_operator_sees_of_it(lively_base, adapters, tmp_path):
     with served(lively_base, adapters, tmp_path, adapter_bytes=1) as (engine, client):
         for name in ("red", "blue", "red", "red"):

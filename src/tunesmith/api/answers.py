@@ -45,6 +45,8 @@ class Piece:
     finish: str | None
     tokens: int
     scores: tuple[Scored, ...] = ()
+    known: int = 0
+    """Of the prompt's tokens, with the first piece: those that had been read before."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class Answer:
     finish: str = "stop"
     tokens: int = 0
     scores: list[Scored] = field(default_factory=list)
+    known: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,7 @@ def _advance(index: int, token: Token, text: TextStream, before: str) -> Piece:
     shown = before + (text.push(token.id) if token.id is not None else "")
     if token.finish:
         shown += text.finish()
-    return Piece(index, shown, "stop" if text.stopped else token.finish, int(token.id is not None), token.scores)
+    return Piece(index, shown, "stop" if text.stopped else token.finish, int(token.id is not None), token.scores, token.known)
 
 
 async def collect(asked: Asked, gone: Callable[[], Awaitable[bool]]) -> list[Answer]:
@@ -192,6 +195,7 @@ async def collect(asked: Asked, gone: Callable[[], Awaitable[bool]]) -> list[Ans
             answer.text += piece.text
             answer.tokens += piece.tokens
             answer.scores += piece.scores
+            answer.known += piece.known
             answer.finish = piece.finish or answer.finish
 
     task = asyncio.ensure_future(gather())

@@ -91,16 +91,17 @@ async def _events(shape: _Chat | _Text, asked: Asked, spend: Callable[[str, int]
     """Server-sent events in the order OpenAI sends them."""
     options, prompts = asked.body.stream_options, asked.prompts
     usage = bool(options and options.include_usage)
-    pieces, made = stream_pieces(asked), 0
+    pieces, made, known = stream_pieces(asked), 0, 0
     try:
         for event in shape.opening(len(prompts)):
             yield _event(event | ({"usage": None} if usage else {}))
         async for piece in pieces:
             made += piece.tokens
+            known += piece.known if prompts[piece.index].first_copy else 0
             for event in shape.piece(piece):
                 yield _event(event | ({"usage": None} if usage else {}))
         if usage:
-            yield _event(shape.envelope([]) | {"usage": _usage(prompts, made)})
+            yield _event(shape.envelope([]) | {"usage": _usage(prompts, made, known)})
         yield "data: [DONE]\n\n"
     except TunesmithError as error:
         yield _event(error_body(words(error), kind="server_error"))
@@ -113,10 +114,10 @@ def _event(value: dict) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _usage(prompts: list[Prompt], completion: int) -> dict:
+def _usage(prompts: list[Prompt], completion: int, known: int = 0) -> dict:
     asked = sum(len(p.ids) for p in prompts if p.first_copy)
     return {"prompt_tokens": asked, "completion_tokens": completion, "total_tokens": asked + completion,
-            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": known, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0, "accepted_prediction_tokens": 0,
                                           "rejected_prediction_tokens": 0}}
 
@@ -139,7 +140,8 @@ class _Shape:
 
     def whole(self, answers: list[Answer]) -> dict:
         choices = [self.choice(i, a) for i, a in enumerate(self.told(answers))]
-        usage = _usage([a.prompt for a in answers], sum(a.tokens for a in answers))
+        usage = _usage([a.prompt for a in answers], sum(a.tokens for a in answers),
+                       sum(a.known for a in answers if a.prompt.first_copy))
         return self.envelope(choices, chunk=False) | {"usage": usage}
 
     def told(self, answers: list[Answer]) -> list[Answer]:

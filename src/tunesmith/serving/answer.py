@@ -23,6 +23,8 @@ class Token:
     """With logprobs: this token's, and before it those of an echoed prompt. A stop token has its score, too."""
     error: GrammarError | None = None
     """Why the row ends here without a `finish`."""
+    known: int = 0
+    """With the first one: tokens of the prompt that did not have to be read."""
 
 
 class Answer:

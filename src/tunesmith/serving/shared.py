@@ -8,7 +8,7 @@ One thread owns all of it; the engine calls `step` as long as anything is `busy`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -176,7 +176,8 @@ class Shared:
         asked = row.request
         job, row.fresh = asked.job, False
         token = asked.answer.next(logits_V, likeliest, job.cancelled)
-        asked.begun = True
+        if not asked.begun:
+            asked.begun, token = True, replace(token, known=max(row.cached - asked.virtual, 0))
         if token.finish or token.error:
             self._end(row)
         else:
