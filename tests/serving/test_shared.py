@@ -190,9 +190,11 @@ def test_who_comes_when_too_many_wait_is_told_to_come_back(engine_of, prompts):
     with busy(engine):
         kept = [Asked(engine, engine.base.ref, request) for _ in range(2)]
         with pytest.raises(BusyError, match="waiting already"):
-            Asked(engine, engine.base.ref, request)
+            engine.refuse_if_full()
+        kept += [Asked(engine, engine.base.ref, request) for _ in range(3)]
     for asked in kept:
         assert asked.wait().finish
+    engine.refuse_if_full()
     assert ask(engine, engine.base.ref, prompts[1], 1).finish
 
 

@@ -70,7 +70,7 @@ async def _asked_of(body: ChatRequest | CompletionRequest, caller: Caller, servi
 
 
 async def _answer(shape: _Chat | _Text, asked: Asked, request: Request):
-    asked.engine.refuse_if_full()  # a stream that has begun has no status to say it with
+    asked.engine.refuse_if_full()
     spend = partial(_spend, request)
     spend("prompt", _usage(asked.prompts, 0)["total_tokens"])
     if asked.body.stream:

@@ -83,7 +83,12 @@ class Engine(BaseEngine):
         adapter = None if alone else self._shared.read(adapter_dir)
         if alone:
             self._alone.model  # noqa: B018 - loaded here, if it is the first, and not between two steps
-        self._change(lambda: self._load(names, adapter_dir, adapter, tokenizer, created))
+        with ENCODING:
+            stops = frozenset(stop_ids(tokenizer))
+            prompt = generation_prompt(tokenizer, PROBES["one_turn"][0][:1])[-PROBE_TOKENS:]
+        made = Served("", None, tokenizer, stops, created, str(adapter_dir), self._context_tokens,
+                      template=tokenizer.chat_template or "")
+        self._change(lambda: self._load(names, made, adapter, prompt))
 
     def remove(self, name: str) -> None:
         """Serve this name no more, and free the adapter if it was its last one. Answers that have begun are finished;
@@ -126,13 +131,11 @@ class Engine(BaseEngine):
             self._news.notify()
         done.result()
 
-    def _load(self, names: list[str], adapter_dir: Path, adapter: Adapter | None, tokenizer, created: int) -> None:
+    def _load(self, names: list[str], made: Served, adapter: Adapter | None, prompt: list[int]) -> None:
         """`adapter`: None if it has to stand alone."""
+        adapter_dir = Path(made.root)
         if taken := next((n for n in names if n in self.served), None):
             raise UsageError(f"the name `{taken}` is served already", fix="remove it first, or take another name")
-        with ENCODING:
-            stops = frozenset(stop_ids(tokenizer))
-            prompt = generation_prompt(tokenizer, PROBES["one_turn"][0][:1])[-PROBE_TOKENS:]
         fresh = adapter is None or adapter.digest not in self._adapters
         if adapter is None:
             inside = self._alone.put(adapter_dir)
@@ -146,10 +149,10 @@ class Engine(BaseEngine):
             if fresh:
                 self._free(inside, adapter is None)
             raise
-        template = tokenizer.chat_template or ""
-        self.served = self.served | {
-            name: Served(name, inside, tokenizer, stops, created, str(adapter_dir), self._context_tokens - virtual,
-                         ((inside, 1.0),) if adapter else (), bool(adapter and adapter.adds_up), template) for name in names}
+        made = replace(made, adapter=inside, context_tokens=self._context_tokens - virtual)
+        if adapter:
+            made = replace(made, mix=((inside, 1.0),), adds_up=adapter.adds_up)
+        self.served = self.served | {name: replace(made, name=name) for name in names}
         self._adapters = self._adapters | {inside}
 
     def _unload(self, name: str) -> None:
@@ -186,7 +189,6 @@ class Engine(BaseEngine):
                 raise closed()
             if not needed(served) <= self._adapters:
                 raise unknown(served.name, self.served)
-            self.refuse_if_full()
             self._waiting.append(job)
             self._news.notify()
         return job

@@ -100,7 +100,6 @@ class BaseEngine(ABC):
 
         Raises:
             NotFoundError: the adapter was removed since it was found.
-            BusyError: too many requests wait already.
             TunesmithError: the engine is closed.
         """
 
@@ -156,7 +155,8 @@ class BaseEngine(ABC):
         return found
 
     def refuse_if_full(self) -> None:  # noqa: B027 - an engine that keeps no queue of its own has nothing to refuse
-        """Raises BusyError when so many requests wait that the next would be refused. For who wants to know it early."""
+        """Raises BusyError when so many requests wait that a further one should come back later. `submit` takes it all the
+        same: who asks for all items of an evaluation has nobody to send away."""
 
     def mixed(self, parts: Sequence[tuple[Served, float]]) -> Served:
         """What answers with several adapters at once, each with its weight.

@@ -120,13 +120,12 @@ class Shared:
             if row.request.job.cancelled:
                 self._end(row)
                 call(row.request.job, row.request.job.on_token, Token(0, None, "stop"))
-        plan = self._scheduler.plan()
-        if not plan:
-            return
+        plan: list[Piece] = []
         try:
+            plan = self._scheduler.plan()
             self._compute(plan)
         except BaseException as error:  # whatever it is, it is these requests' trouble: the next ones are answered
-            for row in {piece.row: None for piece in plan}:
+            for row in {piece.row: None for piece in plan} or self._scheduler.rows:
                 self._end(row)
                 call(row.request.job, row.request.job.on_error, error)
 
