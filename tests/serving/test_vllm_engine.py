@@ -5,6 +5,7 @@ make test-vllm
 
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -246,24 +247,24 @@ def test_a_request_that_is_cancelled_ends_in_vllm_too(theirs, prompts):
 def test_a_child_that_is_killed_comes_back_with_its_adapters(theirs, names, prompts):
     requests = [Request(prompt=p, max_new_tokens=6) for p in prompts]
     before = {n: [ids_of(x) for x in theirs.ask(theirs.find(n), requests)] for n in names}
-    ended, failed = threading.Event(), []
-    serving = children(theirs.process_group)
+    serving, killed, told = children(theirs.process_group), threading.Event(), queue.Queue()
     assert serving
 
     def on_token(token):
-        """At the first token: `vllm serve` itself, whose engine is another process."""
-        if not failed:
-            failed.append(None)
+        """At the first token of any: `vllm serve` itself, whose engine is another process."""
+        if not killed.is_set():
+            killed.set()
             os.kill(serving[0], signal.SIGKILL)
         if token.finish:
-            ended.set()
+            told.put(token.finish)
 
-    def on_error(error):
-        failed.append(error)
-        ended.set()
-
-    theirs.submit(theirs.find("red"), Request(prompt=prompts[0], max_new_tokens=480, ignore_stop=True), on_token, on_error)
-    assert ended.wait(LONGEST_WAIT) and isinstance(failed[-1], TunesmithError)
+    many = 24  # so many tokens that they cannot all be there before it is dead
+    for at in range(many):
+        request = Request(prompt=[*prompts[0], 3 + at], max_new_tokens=480, ignore_stop=True, logprobs=20)
+        theirs.submit(theirs.find("red"), request, on_token, told.put)
+    ends = [told.get(timeout=LONGEST_WAIT) for _ in range(many)]
+    assert any(isinstance(end, TunesmithError) for end in ends)
+    assert all(end == "length" or isinstance(end, TunesmithError) for end in ends), "whole, or an error"
     end = time.monotonic() + LONGEST_WAIT
     while not (theirs.alive and children(theirs.process_group) != serving):
         assert time.monotonic() < end
