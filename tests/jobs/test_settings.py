@@ -37,6 +37,13 @@ def test_what_is_right_is_read_and_an_empty_file_is_all_defaults(written):
     assert read_settings(written("")) == Settings()
 
 
+@pytest.mark.parametrize("engine", ["{}", "{waiting: 9}", "{type: vllm, max_loras: 3}", "{type: vllm, url: 'http://127.0.0.1:1'}"])
+def test_what_a_worker_is_told_is_what_was_read(written, engine):
+    """Settings go to workers as JSON, with all that was not given."""
+    settings = read_settings(written(f"{GOOD}engine: {engine}\n"))
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
 @pytest.mark.parametrize("change, line, said, do", [
     (("organization", "organisation"), 1, "organisation: no such key", "did you mean 'organization'?"),
     (("body_bytes", "body_byte"), 3, "limits.body_byte: no such key", "did you mean 'body_bytes'?"),

@@ -73,7 +73,8 @@ class EngineSettings(Section):
 
     @model_validator(mode="after")
     def _of_vllm(self) -> EngineSettings:
-        if given := self.model_fields_set - {"type"}:
+        fields = type(self).model_fields  # what differs from its default was given: a worker gets all of them
+        if given := {name for name in fields if name != "type" and getattr(self, name) != fields[name].get_default()}:
             if foreign := given & OF_TUNESMITH if self.type == "vllm" else given - OF_TUNESMITH:
                 other = "tunesmith" if self.type == "vllm" else "vllm"
                 raise ValueError(f"{', '.join(sorted(foreign))}: only with type {other}")
