@@ -188,7 +188,7 @@ def test_every_method_can_be_removed_and_leaves_nothing_to_the_others(base, toke
             following = NAMES[at + 1]
             assert ask(engine, [(following, prompts[1])]) == [greedy(alone(following), prompts[1])]
         engine.remove(NAMES[-1])
-        assert not engine._trees and not engine._carriers
+        assert not engine._alone._trees and not engine._alone._carriers and not len(engine._shared.shelf)
         assert ask(engine, [(base.ref, prompts[1])]) == [greedy(model_of(base, torch.float32), prompts[1])]
     finally:
         engine.close()
