@@ -4,41 +4,19 @@ pytest tests/runbooks/test_server_overloaded.py
 """
 
 import re
-from contextlib import contextmanager
 
 import openai
 import pytest
-from starlette.testclient import TestClient
+from tests.api.test_many import served
 from tests.runbooks.conftest import PAGES
 from tests.serving.test_engine import Asked, ask, busy
 
-from tunesmith.api.app import create_app
-from tunesmith.api.engines import Engines
-from tunesmith.api.service import Service
-from tunesmith.jobs.database import opened
-from tunesmith.jobs.projects import ensure_default
-from tunesmith.jobs.settings import Settings
-from tunesmith.models.base import resolve
-from tunesmith.models.load import tokenizer_of
-from tunesmith.serving.engine import Engine
 from tunesmith.serving.sampling import Request
-
-
-@contextmanager
-def served(lively_base, folder, **options):
-    base = resolve(str(lively_base))
-    engine = Engine(base, tokenizer_of(base), "float32", "cpu", 0, **options)
-    with opened(f"sqlite:///{folder}/service.db") as database:
-        ensure_default(database)
-        app = create_app(Service(Engines(Settings(), database, engine), database, Settings()))
-        http = TestClient(app, base_url="http://127.0.0.1")
-        yield engine, openai.OpenAI(base_url="http://127.0.0.1/v1", api_key="none", max_retries=0, http_client=http)
-    engine.close()
 
 
 def test_who_comes_too_late_reads_what_the_page_quotes_and_a_longer_queue_takes_him(lively_base, tmp_path, page):
     question = {"model": str(lively_base), "messages": [{"role": "user", "content": "37 Oak Street"}], "max_tokens": 2}
-    with served(lively_base, tmp_path, waiting_most=1) as (engine, client):
+    with served(lively_base, {}, tmp_path, waiting_most=1) as (engine, client):
         with busy(engine):
             waiting = Asked(engine, engine.base.ref, Request(prompt=[5], max_new_tokens=2))
             with pytest.raises(openai.InternalServerError) as refused:
@@ -50,14 +28,14 @@ def test_who_comes_too_late_reads_what_the_page_quotes_and_a_longer_queue_takes_
 
 def test_every_metric_of_the_page_is_there(lively_base, tmp_path):
     named = set(re.findall(r"tunesmith_\w+", (PAGES / "server-overloaded.md").read_text(encoding="utf-8")))
-    with served(lively_base, tmp_path) as (_, client):
+    with served(lively_base, {}, tmp_path) as (_, client):
         text = client.get("http://127.0.0.1/metrics", cast_to=str)
     assert len(named) >= 5 and {n for n in named if f"# TYPE {n} " not in text} == set()
 
 
 def test_requests_are_read_again_when_the_cache_is_small_and_not_when_it_is_large(lively_base, tmp_path):
     def read_again(cache_bytes):
-        with served(lively_base, tmp_path, cache_bytes=cache_bytes) as (engine, _):
+        with served(lively_base, {}, tmp_path, cache_bytes=cache_bytes) as (engine, _):
             with busy(engine):
                 asked = [Asked(engine, engine.base.ref, Request(prompt=[5 + i] * 60, max_new_tokens=100, ignore_stop=True))
                          for i in range(8)]
