@@ -76,3 +76,13 @@ def test_a_server_does_not_start_with_them(written):
     said = subprocess.run([sys.executable, "-m", "tunesmith", "serve", "--config", str(written(GOOD.replace("rank", "ranc")))],
                           capture_output=True, text=True, timeout=60)
     assert said.returncode == 2 and "recipe.method.ranc" in said.stderr and "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("options, code, said", [
+    (["--engine", "other"], 2, "--engine tunesmith, --engine vllm"),
+    (["--engine", "tunesmith", "--vllm-url", "http://127.0.0.1:9"], 2, "why: url: only with type vllm"),
+    (["--engine", "vllm", "--vllm-url", "nonsense"], 2, "--engine vllm --vllm-url http://HOST:PORT")])
+def test_an_engine_that_cannot_be_meant_is_refused_before_anything_is_loaded(options, code, said):
+    done = subprocess.run([sys.executable, "-m", "tunesmith", "serve", "--base", "nowhere", "--port", "0", *options],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -129,7 +129,8 @@ def with_engine(settings: Settings, type: str, url: str) -> Settings:
     try:
         return settings.model_copy(update={"engine": EngineSettings.model_validate(given | ({"url": url} if url else {}))})
     except ValidationError as error:
-        raise UsageError("--engine and --vllm-url do not describe an engine", why="; ".join(e["msg"] for e in error.errors()),
+        why = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        raise UsageError("--engine and --vllm-url do not describe an engine", why=why,
                          fix="--engine tunesmith, --engine vllm, or --engine vllm --vllm-url http://HOST:PORT") from error
 
 

@@ -103,7 +103,8 @@ class Client:
                     raise _refusal(response.status_code, (await response.aread()).decode(errors="replace"), path)
                 yield response
         except httpx2.ConnectError as error:
-            raise Unreachable("vLLM went away", where=self.url, why=str(error)) from error
+            raise Unreachable("vLLM cannot be reached", where=self.url, why=str(error),
+                              fix="start it, or give the URL at which it listens") from error
         except httpx2.HTTPError as error:
             raise VllmError("vLLM went away", where=self.url, why=f"{type(error).__name__}: {error}") from error
 
